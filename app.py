@@ -34,7 +34,7 @@ def overview() -> None:
         scorecard_view.switch()
         scorecard_view.table(rows, page.runs)
         scorecard_view.unfinished(page.runs)
-        scorecard_view.details()
+        scorecard_view.details(rows)
 
 
 if shell.in_session():

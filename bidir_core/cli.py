@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field
+from functools import partial
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -103,76 +104,51 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="command", required=True, parser_class=Parser)
-    for add in COMMANDS:
-        add(commands)
+    for name, help_text in COMMANDS.items():
+        command = commands.add_parser(name, help=help_text, description=help_text)
+        command.set_defaults(run=partial(_run, name))
+        command.fill = lambda parser, name=name: _module_of(name).fill(parser)
     return parser
 
 
-def _lazy(name: str, help_text: str, module: str) -> Callable[[Any], None]:
-    """A command that lives in its own module: ``fill(parser)`` and ``run(parsed) -> int``."""
+# Each lives in a module of its own name: ``fill(parser)`` and ``run(parsed) -> int``.
+COMMANDS = {
+    "eval": "Evaluate a model under a regime.",
+    "finetune": "Fine-tune a model under a regime (stage 3).",
+    "pipeline": "The whole experiment: stages 1, 2, 3B, 3C, 4, the non-prefill compare, the report. "
+    "The same line goes on where it stopped.",
+    "probe": "Check that a model really attends as a regime says.",
+    "compare": "Compare two runs item by item.",
+    "report": "Write what runs show, with its uncertainty, as Markdown or as one HTML file.",
+    "share": "Write a small website of what the runs show, to open from disk: scorecard, flips, why.",
+    "assets": "Fetch or list the embedded model and data.",
+    "doctor": "Say what this machine can do, and which models fit.",
+    "lab": "Sweep regimes on one model, with controls (dose-response).",
+    "serve-model": "A model behind standard input and output (for the app).",
+    "why": "Why an item flips: which layers, prompt tokens and strength.",
+    "generate": "Continue a prompt under several regimes, side by side.",
+    "attend": "Observe attention: where each layer and head really looks.",
+    "recommend": "From unlabelled prompts: from which layer on may the prompt look ahead?",
+    "import": "Read lm-eval's logged samples as a run.",
+    "export": "Write a run in lm-eval's format.",
+}
 
-    def add(commands: Any) -> None:
-        def run(parsed: argparse.Namespace) -> int:
-            if name not in SHARED_OUT:
-                refuse_several(name)
-            elif asked_for_several():
-                print(ONE_PROCESS, file=sys.stderr)
-            code = import_module(f"bidir_core.{module}").run(parsed)
-            if name in SHARED_OUT and launched() > 1:
-                import_module("bidir_core.evaluate.processes").leave()
-            return code
 
-        parser = commands.add_parser(name, help=help_text, description=help_text)
-        parser.set_defaults(run=run)
-        parser.fill = lambda parser: import_module(f"bidir_core.{module}").fill(parser)
-
-    return add
+def _module_of(name: str) -> Any:
+    """Imported once its command is chosen."""
+    name = {"import": "import_lm_eval"}.get(name, name.replace("-", "_"))
+    return import_module(f"bidir_core.commands.{name}")
 
 
-COMMANDS = [
-    _lazy("eval", "Evaluate a model under a regime.", "commands.eval"),
-    _lazy("finetune", "Fine-tune a model under a regime (stage 3).", "commands.finetune"),
-    _lazy(
-        "pipeline",
-        "The whole experiment: stages 1, 2, 3B, 3C, 4, the non-prefill compare, the report. The "
-        "same line goes on where it stopped.",
-        "commands.pipeline",
-    ),
-    _lazy("probe", "Check that a model really attends as a regime says.", "commands.probe"),
-    _lazy("compare", "Compare two runs item by item.", "commands.compare"),
-    _lazy(
-        "report",
-        "Write what runs show, with its uncertainty, as Markdown or as one HTML file.",
-        "commands.report",
-    ),
-    _lazy(
-        "share",
-        "Write a small website of what the runs show, to open from disk: scorecard, flips, why.",
-        "commands.share",
-    ),
-    _lazy("assets", "Fetch or list the embedded model and data.", "commands.assets"),
-    _lazy("doctor", "Say what this machine can do, and which models fit.", "commands.doctor"),
-    _lazy("lab", "Sweep regimes on one model, with controls (dose-response).", "commands.lab"),
-    _lazy(
-        "serve-model",
-        "A model behind standard input and output (for the app).",
-        "commands.serve_model",
-    ),
-    _lazy("why", "Why an item flips: which layers, prompt tokens and strength.", "commands.why"),
-    _lazy(
-        "generate", "Continue a prompt under several regimes, side by side.", "commands.generate"
-    ),
-    _lazy(
-        "attend", "Observe attention: where each layer and head really looks.", "commands.attend"
-    ),
-    _lazy(
-        "recommend",
-        "From unlabelled prompts: from which layer on may the prompt look ahead?",
-        "commands.recommend",
-    ),
-    _lazy("import", "Read lm-eval's logged samples as a run.", "commands.import_lm_eval"),
-    _lazy("export", "Write a run in lm-eval's format.", "commands.export"),
-]
+def _run(name: str, parsed: argparse.Namespace) -> int:
+    if name not in SHARED_OUT:
+        refuse_several(name)
+    elif asked_for_several():
+        print(ONE_PROCESS, file=sys.stderr)
+    code = _module_of(name).run(parsed)
+    if name in SHARED_OUT and launched() > 1:
+        import_module("bidir_core.evaluate.processes").leave()
+    return code
 
 
 # What several commands do with their arguments.
@@ -221,7 +197,6 @@ def estimate_command(config: Any, n_devices: int = 0) -> int:
 
 
 def require_model(given: dict[str, Any]) -> None:
-    """Refuse settings that name no model."""
     if "model" not in given:
         raise UserError("--model is missing; name one, for example smollm2-135m-instruct")
 

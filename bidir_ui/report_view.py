@@ -59,7 +59,7 @@ class CachedReport:
         return _drawn(self.report, self.key, str(st.context.theme.type))
 
 
-@st.cache_resource(max_entries=6, show_spinner="Computing the report")
+@st.cache_resource(max_entries=6, show_spinner=False)
 def _report(
     paths: tuple[str, ...],
     around: tuple[str, ...],
@@ -105,7 +105,8 @@ def build(page: Page, chosen: Sequence[RunInfo], metric: str) -> CachedReport:
             regime = both[1].regime
     model = "" if chosen or around or a is None else a.model
     asked = (tuple(run.path for run in chosen), around, model, regime, metric, stamp)
-    return CachedReport(_report(*asked), repr(asked))
+    with widgets.waiting("Computing the report", 40, 96, 230):
+        return CachedReport(_report(*asked), repr(asked))
 
 
 def usable(run: RunInfo) -> bool:

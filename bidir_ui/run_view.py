@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -31,6 +32,7 @@ from bidir_core.train.config import OBJECTIVES, FinetuneConfig
 from bidir_ui import runs_table
 from bidir_ui.compare import compare_view
 from bidir_ui.kit import fmt, html, url, widgets
+from bidir_ui.lab import lab_data, lab_view
 from bidir_ui.launch import jobs_view
 from bidir_ui.reading import analysis, data, opens
 from bidir_ui.reading.data import RunInfo
@@ -64,7 +66,10 @@ def sentence(info: RunInfo) -> str:
             f"the data “{fmt.clip(str(settings.get('data')), 60)}”, seed {info.train_seed}{end}."
         )
     if info.is_sweep:
-        return f"A sweep of {weights}: {info.extent}, one point for each regime."
+        n_points = metrics.get("n_points")
+        how_many = f"{fmt.count(n_points)} points, " if n_points else ""
+        asked = f"{fmt.count(info.n_items)} items ({info.extent})" if info.n_items else info.extent
+        return f"A sweep of {weights}: {how_many}each a regime on {asked}."
     if info.kind == "why":
         item = f"{settings.get('task')}/{settings.get('doc_id')}"
         return f"Why {weights} answers {fmt.clip(item, 80)} as it does under {info.regime}."
@@ -80,6 +85,16 @@ def sentence(info: RunInfo) -> str:
     return f"{who}{info.stage_label}. {weights} under {info.regime} on {answered}{right}."
 
 
+def swept(info: RunInfo, runs: tuple[RunInfo, ...], metric: str) -> None:
+    """What a sweep says so far, as the Lab begins with it, and how to go on where it stopped."""
+    lab = lab_data.load(info, runs, metric)
+    if lab.points:
+        lab_view.verdict(lab)
+    if info.partial_note and info.state != "running":
+        widgets.note(f"It is {info.partial_note}. To go on:")
+        widgets.command(f"python -m bidir_core lab --resume {info.id}")
+
+
 def leads_on(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
     """Links to where its results are read, and to the Launch page for what comes next."""
     page, query = opens.results(info, runs)
@@ -91,6 +106,8 @@ def leads_on(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
             widgets.page_link("flips", "Its flips", flips, "swap_vert")
         elif info.stage == STAGE1 and info.is_done and info.can_pair:
             _candidate(info, runs)
+        elif info.is_sweep and info.is_done:
+            _points(info, runs)
         if info.kind == "recommend" and info.is_done and not info.checkpoint:
             regime = (data.run_of(info).metrics or {})["recommended"]["regime"]
             query = {"stage": "custom", "f.model": info.model, "f.regime": regime}
@@ -99,6 +116,24 @@ def leads_on(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
         _checkpoint(info, runs)
     elif info.is_evaluation and info.is_done and not info.has_items:
         widgets.banner("info", "Scores only", runs_table.METRICS_ONLY)
+
+
+def _points(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
+    """A sweep's damage, item by item; and what starts the model's controls, if none were run."""
+    points = {
+        run.regime: run.id
+        for run in runs
+        if run.id.startswith(f"{info.id}/") and run.can_pair and not run.variant
+    }
+    if {"causal", str(BIDIRECTIONAL)} <= points.keys():
+        query = url.params(a=points["causal"], b=points[str(BIDIRECTIONAL)])
+        widgets.page_link("compare", "Compare causal with bidirectional", query, "balance")
+        flips = query | {"flip": "broken~fixed"}
+        widgets.page_link("flips", "Its flips", flips, "swap_vert")
+    of_model = [run for run in runs if run.is_sweep and run.is_done and run.model == info.model]
+    if not any(data.run_of(run).settings.get("controls") for run in of_model):
+        query = {"stage": "lab-controls", "f.model": info.model}
+        widgets.page_link("launch", "Launch the controls", url.params(**query), "play_circle")
 
 
 def _candidate(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
@@ -309,6 +344,10 @@ def again(info: RunInfo) -> str:
         if info.is_finetune:
             tuned = from_json(FinetuneConfig, settings)
             return f"{command_line('finetune', tuned)} {OBJECTIVES[tuned.objective].flag}"
+        if info.is_sweep:
+            sweep = from_json(LabConfig, settings)
+            asked = "".join(f" --sweep {shlex.quote(text)}" for text in sweep.sweep)
+            return command_line("lab", sweep) + asked
         if info.kind in ("eval", "recommend") and not settings.get("patch"):
             return command_line(info.kind, from_json(CONFIGS[info.kind], settings))
     except (UserError, TypeError, ValueError, KeyError):
@@ -337,7 +376,10 @@ def made_with(info: RunInfo) -> None:
             widgets.command(line)
     with right:
         widgets.heading("Mask probe")
-        _probe(run)
+        if info.is_sweep:
+            widgets.note("Each point has its own.")
+        else:
+            _probe(run)
         widgets.heading("Cost")
         widgets.facts(_cost(info.cost) or [("", "not recorded")])
     with st.expander("Environment", key="run-environment"):

@@ -103,9 +103,15 @@ def _group_row(node: Node, a: RunInfo | None, b: RunInfo | None) -> dict[str, An
 
 
 def _role(run: RunInfo, a: RunInfo | None, b: RunInfo | None) -> str:
-    if a is not None and run.id == a.id:
-        return "baseline"
-    return "candidate" if b is not None and run.id == b.id else ""
+    """Its part in the chosen pair; a sweep has those of its points."""
+    parts = (("baseline", a), ("candidate", b))
+    own = [
+        word
+        for word, chosen in parts
+        if chosen is not None
+        and (chosen.id == run.id or (run.is_sweep and chosen.id.startswith(f"{run.id}/")))
+    ]
+    return "both" if len(own) == 2 else "".join(own)
 
 
 def _row(run: RunInfo, a: RunInfo | None, b: RunInfo | None) -> dict[str, Any]:

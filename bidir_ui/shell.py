@@ -82,6 +82,11 @@ PAGES = (
 
 BY_KEY = {spec.key: spec for spec in PAGES}
 
+WITHOUT_A_PAIR = ("overview", "playground", "launch")
+# Their pair, unless the URL names one, is that of the Overview's answer: one question, one answer.
+# Item begins with a pair whose records hold every token.
+BEGIN_WITH_THE_ANSWER = ("runs", "compare", "flips", "report")
+
 
 def in_session() -> bool:
     """Whether a browser's session runs this script (and not the server importing ``app.py``)."""
@@ -103,8 +108,8 @@ def start(key: str) -> Page:
     # A file, not a :material/..: name: Streamlit's page would fetch that from a font server.
     st.set_page_config(page_title=f"{spec.title} · bidir", page_icon=str(ICON), layout="wide")
     html.styles()
+    _navigation(key)
     if spec.writes and is_read_only():
-        _navigation(key)
         st.title(spec.title, anchor=False)
         widgets.banner(
             "info",
@@ -112,15 +117,14 @@ def start(key: str) -> Page:
             "This is a read-only view: runs can be read and shared, not started or changed.",
         )
         st.stop()
-    with st.spinner("Reading run folders", show_time=False):
+    with widgets.waiting("Reading run folders", 44, 53, 560):
         runs = data.list_infos()
     leading = None
-    if key == "report" and not (url.get("a") or url.get("b")):
+    if key in BEGIN_WITH_THE_ANSWER and not (url.get("a") or url.get("b")):
         leading = scorecards.leading_pair(runs)
     chosen = pair.choose(runs, leading)
     with st.sidebar:
-        _navigation(key)
-        if key != "overview":  # it compares no pair
+        if key not in WITHOUT_A_PAIR:
             pair.selectors(runs, chosen)
         button()
         if is_read_only():

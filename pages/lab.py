@@ -3,14 +3,17 @@
 import streamlit as st
 
 from bidir_ui import shell
-from bidir_ui.kit import widgets
+from bidir_ui.kit import url, widgets
 from bidir_ui.lab import lab_controls, lab_data, lab_orders, lab_view
+from bidir_ui.reading import scorecards
 
 page = shell.start("lab")
 
 shell.title(page)
 with shell.guard():
-    info = lab_view.choose(lab_data.sweeps(page.runs), lab_orders.order_sets(page.runs))
+    leading = "" if url.get("sweep") else scorecards.leading_sweep(page.runs)
+    orders = lab_orders.order_sets(page.runs)
+    info = lab_view.choose(lab_data.sweeps(page.runs), orders, leading)
     if info is None:
         st.stop()
     if isinstance(info, lab_orders.OrderSet):

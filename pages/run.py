@@ -31,6 +31,8 @@ with shell.guard():
         widgets.banner("error", heading, info.error, f"The log: {info.path}/log.txt")
     for caution in info.cautions:
         widgets.banner("info", *caution)
+    if info.is_sweep and info.state != "corrupt":
+        run_view.swept(info, page.runs, page.pair.metric)
     run_view.leads_on(info, page.runs)
     run_view.live(info, page.runs, page.pair.metric)
     if info.state != "corrupt":

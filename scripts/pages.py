@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from bidir_core.analyse import stats
-from bidir_core.common import formatting
+from bidir_core.analyse.verdict import estimate_text
 
 Blocks = Mapping[str, Callable[[], str]]
-
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES = (DOCS / "RESULTS.md", DOCS / "FINDINGS.md")
 TABLES = DOCS / "tables"
@@ -59,10 +58,7 @@ def csv_text(block: str) -> str:
 def delta(estimate: stats.Estimate | None) -> str:
     """A difference in points, with its interval: ``+1.2 (+0.1 to +2.3)``."""
     assert estimate is not None
-    value, low, high = (
-        formatting.points(getattr(estimate, end), signed=True) for end in ("value", "low", "high")
-    )
-    return f"{value} ({low} to {high})"
+    return estimate_text(estimate)
 
 
 def write(blocks: Blocks, tables: Blocks, *, check: bool) -> int:

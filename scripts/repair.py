@@ -312,7 +312,9 @@ def write(out: Path, new: Mapping[str, Any], *, fewer: bool, add: bool = False) 
     old = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
     if add:
         known = old.get("claims", {})
-        added = {k: claim for k, claim in new["claims"].items() if claim["seeds"] and k not in known}
+        added = {
+            k: claim for k, claim in new["claims"].items() if claim["seeds"] and k not in known
+        }
         new = {**old, "claims": known | added}
     if (fewer_seeds := lost(old, new)) and not fewer:
         raise UserError(

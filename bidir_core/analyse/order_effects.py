@@ -18,9 +18,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from bidir_core.analyse.pairing import mismatches, repeats
 from bidir_core.analyse.stats import CONFIDENCE, Estimate, paired_delta, proportion, z_score
@@ -103,54 +104,48 @@ def order_answers(*runs: Run, metric: str = "acc") -> dict[str, OrderAnswers]:
     """
     for other in runs[1:]:
         _require_alike(runs[0], other)
-    items: dict[str, dict[str, _Answer]] = {}
-    for run in runs:
-        table = run.items_table(_COLUMNS)
-        gold = table.column("gold").to_numpy()
-        probability = choice_probabilities(table.column("ll"), gold)
-        right, _ = outcomes(table, metric)
-        scored = table.column("error").is_null().to_numpy()
-        names = (table.column(name).to_pylist() for name in ("task", "pair_id", "doc_hash"))
-        for row, (task, pair_id, doc_hash) in enumerate(zip(*names)):
-            if pair_id is None or task == family_of(task):
-                continue
-            by_pair = items.setdefault(task, {})
-            if pair_id in by_pair:
-                raise UserError(f"document {pair_id!r} stands twice in {task}")
-            values = doc_hash, gold[row], right[row], probability[row], scored[row]
-            by_pair[pair_id] = _Answer(*values)
-    answers = {}
-    for family in dict.fromkeys(map(family_of, items)):
-        first, last = items.get(f"{family}_first"), items.get(f"{family}_last")
-        if first and last:
-            answers[family] = _paired(family, first, last)
-    return answers
+    answers = pd.concat([_answers_of(run, metric) for run in runs])
+    twice = answers[answers.duplicated(["task", "pair_id"])]
+    if len(twice):
+        raise UserError(
+            f"document {twice['pair_id'].iloc[0]!r} stands twice in {twice['task'].iloc[0]}"
+        )
+    by_task = dict(iter(answers.groupby("task", sort=False)))
+    by_family = {}
+    for family in dict.fromkeys(map(family_of, by_task)):
+        first, last = by_task.get(f"{family}_first"), by_task.get(f"{family}_last")
+        if first is not None and last is not None:
+            by_family[family] = _paired(family, first, last)
+    return by_family
 
 
-class _Answer(NamedTuple):
-    doc_hash: str
-    gold: int
-    right: bool
-    probability: float  # of the right choice
-    scored: bool
+def _answers_of(run: Run, metric: str) -> pd.DataFrame:
+    """A line for each item of an order task; ``probability``: of the right choice."""
+    table = run.items_table(_COLUMNS)
+    frame = table.select(["task", "pair_id", "doc_hash", "gold"]).to_pandas()
+    frame["right"], _ = outcomes(table, metric)
+    frame["probability"] = choice_probabilities(table.column("ll"), frame["gold"].to_numpy())
+    frame["scored"] = table.column("error").is_null().to_numpy()
+    return frame[frame["pair_id"].notna() & (frame["task"] != frame["task"].map(family_of))]
 
 
-def _paired(family: str, first: Mapping[str, _Answer], last: Mapping[str, _Answer]) -> OrderAnswers:
-    common = sorted(first.keys() & last.keys())
-    disagreeing = next((p for p in common if first[p].gold != last[p].gold), None)
-    if disagreeing is not None:
-        raise UserError(f"the two orders of {family} have other right choices for {disagreeing!r}")
-    kept = [pair_id for pair_id in common if first[pair_id].scored and last[pair_id].scored]
-    firsts, lasts = [first[pair_id] for pair_id in kept], [last[pair_id] for pair_id in kept]
+def _paired(family: str, first: pd.DataFrame, last: pd.DataFrame) -> OrderAnswers:
+    both = first.merge(last, on="pair_id", suffixes=("_first", "_last")).sort_values("pair_id")
+    disagreeing = both["pair_id"][both["gold_first"] != both["gold_last"]]
+    if len(disagreeing):
+        raise UserError(
+            f"the two orders of {family} have other right choices for {disagreeing.iloc[0]!r}"
+        )
+    kept = both[both["scored_first"] & both["scored_last"]]
     return OrderAnswers(
         family,
-        pair_id=np.array(kept),
-        doc_hash=np.array([answer.doc_hash for answer in firsts]),
-        first=np.array([answer.right for answer in firsts]),
-        last=np.array([answer.right for answer in lasts]),
-        first_prob=np.array([answer.probability for answer in firsts]),
-        last_prob=np.array([answer.probability for answer in lasts]),
-        n_left_out=len(first.keys() | last.keys()) - len(kept),
+        pair_id=kept["pair_id"].to_numpy(dtype=str),
+        doc_hash=kept["doc_hash_first"].to_numpy(dtype=str),
+        first=kept["right_first"].to_numpy(),
+        last=kept["right_last"].to_numpy(),
+        first_prob=kept["probability_first"].to_numpy(),
+        last_prob=kept["probability_last"].to_numpy(),
+        n_left_out=len(first) + len(last) - len(both) - len(kept),
     )
 
 
@@ -365,9 +360,8 @@ def arm_words(run: Run) -> str:
         parts.append(f"prompt {times} times")
     if run.settings.get("checkpoint"):
         arm, seed = arm_of(run)
-        trained = NAMES.get(arm.code, arm.code) if arm else "fine-tune"
-        mask = (arm.regime if arm else None) or ""  # that it was trained under
-        dials = mask.partition(":")[2]
+        trained = NAMES.get(arm.code, arm.code)
+        dials = (arm.regime or "").partition(":")[2]  # of the mask that it was trained under
         parts.append(" ".join(filter(None, (trained, dials, f"seed {seed}" if seed else ""))))
     return ", ".join(parts)
 

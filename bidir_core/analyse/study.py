@@ -285,11 +285,8 @@ def _age(run: Run) -> tuple[str, str]:
 # Arms: the base model and each way of fine-tuning it, and which of them a run belongs to.
 
 BASE = "base"
-
 CAUSAL = "causal"
-
 UNKNOWN = "unknown"
-
 ORDER = (BASE, "3B", "3C", "distill", "3A", UNKNOWN)
 
 NAMES = {

@@ -191,10 +191,19 @@ def sentence(who: str, judgement: Judgement, *, tasks: Sequence[str], metric: st
     return f"{who} {change} ({interval}, {base}){ending}."
 
 
+def ends_text(low: float, high: float) -> str:
+    """``-6.3 to -3.1``, in points."""
+    return f"{points(low, signed=True)} to {points(high, signed=True)}"
+
+
 def interval_text(estimate: Estimate) -> str:
     """``95 % CI -6.3 to -3.1``, in points."""
-    low, high = (points(end, signed=True) for end in (estimate.low, estimate.high))
-    return f"95 % CI {low} to {high}"
+    return f"95 % CI {ends_text(estimate.low, estimate.high)}"
+
+
+def estimate_text(estimate: Estimate) -> str:
+    """``-4.7 (-6.3 to -3.1)``, in points."""
+    return f"{points(estimate.value, signed=True)} ({ends_text(estimate.low, estimate.high)})"
 
 
 def interval_of(estimate: Estimate) -> str:

@@ -9,7 +9,6 @@ from bidir_core.data.assets import state
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``python -m bidir_core assets``."""
     actions = parser.add_subparsers(metavar="action", required=True)
     summary = "Fetch, verify and convert; nothing if ready."
     fetch = actions.add_parser("fetch", help=summary, description=summary)
@@ -26,7 +25,6 @@ def fill(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Fetch, or list."""
     return parsed.action(parsed)
 
 

@@ -10,7 +10,6 @@ from bidir_core.regimes import parse_regime
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
-    """The command line's arguments."""
     add_arguments(parser, AttendConfig)
     parser.add_argument(
         "--regime",
@@ -23,7 +22,6 @@ def fill(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Run the command; prints the run folder."""
     given = given_in(parsed, "regime", "resume")
     if parsed.regime is not None:
         given["regimes"] = tuple(str(parse_regime(regime)) for regime in parsed.regime)

@@ -12,7 +12,6 @@ from bidir_core.runs.find import find_run
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``python -m bidir_core compare``."""
     parser.add_argument("run_a", metavar="RUN_A", help="the baseline: a run id or folder")
     parser.add_argument("run_b", metavar="RUN_B", help="the candidate")
     parser.add_argument(
@@ -29,7 +28,6 @@ def fill(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Print a table, or JSON."""
     result = compare(
         find_run(parsed.run_a),
         find_run(parsed.run_b),

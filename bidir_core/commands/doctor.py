@@ -7,7 +7,8 @@ import json
 import sys
 from dataclasses import asdict
 
-from bidir_core.jobs.doctor import FAILED, OK, diagnose, to_text
+from bidir_core.cli import FAILED, OK
+from bidir_core.jobs.doctor import diagnose, to_text
 
 
 def fill(parser: argparse.ArgumentParser) -> None:

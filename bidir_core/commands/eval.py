@@ -25,7 +25,6 @@ from bidir_core.regimes import CAUSAL, Regime, parse_regime, parse_regimes
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``python -m bidir_core eval``."""
     add_arguments(parser, EvalConfig)
     parser.add_argument(
         "--prefill-bidirectional",
@@ -43,7 +42,6 @@ def fill(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Evaluate, or go on with an evaluation, and print the run's folder."""
     given = given_in(parsed, "resume", "prefill_bidirectional", "estimate")
     if hasattr(parsed, "prefill_bidirectional"):
         if "regime" in given:

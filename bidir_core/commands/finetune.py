@@ -18,7 +18,6 @@ from bidir_core.train.config import OBJECTIVES, FinetuneConfig
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``python -m bidir_core finetune``."""
     objectives = parser.add_mutually_exclusive_group()
     for objective in OBJECTIVES.values():
         objectives.add_argument(
@@ -35,7 +34,6 @@ def fill(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Train, or go on training, and print the run's folder."""
     given = given_in(parsed, "resume", "estimate")
     if parsed.resume is None:
         require_model(given)

@@ -7,21 +7,21 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.formatting import visible
+from bidir_core.common.formatting import table, visible
 from bidir_core.regimes import parse_regime
 
 if TYPE_CHECKING:
-    from bidir_core.explain.generate import Generation
+    from bidir_core.explain.generate import Candidate, Generation
     from bidir_core.models.probe import ProbeReport
 
 DEFAULT_REGIMES = ("causal", "bidirectional")
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``python -m bidir_core generate``."""
     parser.add_argument("--model", required=True, help="an embedded name, a hub id or a folder")
     parser.add_argument("--prompt", required=True, help="the text to go on from; - reads it")
     parser.add_argument(
@@ -49,7 +49,6 @@ def fill(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Continue the prompt under each regime and print them side by side."""
     from bidir_core.explain.generate import Sampling, encode_prompt, generate, to_json
 
     sampling = Sampling(parsed.max_new_tokens, parsed.temperature, parsed.top_p, parsed.seed)
@@ -65,14 +64,7 @@ def run(parsed: argparse.Namespace) -> int:
     from bidir_core.models import loading
     from bidir_core.models.probe import Prober
 
-    plan = loading.preflight(
-        parsed.model,
-        revision=parsed.revision,
-        checkpoint=parsed.checkpoint,
-        dtype=parsed.dtype,
-        device=parsed.device,
-        attn=parsed.attn,
-    )
+    plan = loading.preflight(**loading.asked_by(parsed))
     for regime in regimes:
         regime.check_layers(plan.n_layers)
     loaded = loading.load_weights(plan)
@@ -93,28 +85,22 @@ def run(parsed: argparse.Namespace) -> int:
 
 def as_text(outputs: Sequence[Generation], probes: Sequence[ProbeReport], n_prompt: int) -> str:
     """What was probed, then the next-token distributions beside each other, then the continuations."""
-    width = 34
     n_checks = len(probes[0].checks)
     regimes = ", ".join(probe.regime for probe in probes)
     lines = [f"mask probe: {n_checks} checks passed under {regimes}"]
     lines += [f"next token, behind a prompt of {n_prompt} tokens", ""]
-    titles = [str(output.regime)[: width - 2].ljust(width) for output in outputs]
-    lines.append("".join(titles).rstrip())
-    for rank in range(max(len(output.steps[0].top) for output in outputs)):
-        cells = []
-        for output in outputs:
-            top = output.steps[0].top
-            cell = ""
-            if rank < len(top):
-                share = 100 * math.exp(top[rank].logprob)
-                cell = f"{share:6.2f} %  {printable(repr(top[rank].text))[: width - 12]}"
-            cells.append(cell.ljust(width))
-        lines.append("".join(cells).rstrip())
+    columns = [[_likely(token) for token in output.steps[0].top] for output in outputs]
+    titles = [str(output.regime)[:32] for output in outputs]
+    lines.append(table(titles, list(zip_longest(*columns, fillvalue="")), left=len(titles)))
     for output in outputs:
         ended = ", then the end of the text" if output.stopped == "end of text" else ""
         title = f"--- {output.regime} ({len(output.steps)} tokens{ended})"
         lines += ["", title, printable(output.text)]
     return "\n".join(lines)
+
+
+def _likely(token: Candidate) -> str:
+    return f"{100 * math.exp(token.logprob):6.2f} %  {printable(repr(token.text))[:22]}"
 
 
 def printable(text: str) -> str:

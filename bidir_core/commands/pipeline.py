@@ -19,7 +19,6 @@ from bidir_core.jobs.pipeline_config import PRESETS, PUBLISHED, PipelineConfig, 
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``python -m bidir_core pipeline``."""
     parser.add_argument(
         "--preset",
         default=PUBLISHED,
@@ -38,7 +37,6 @@ def fill(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Run what is missing of the experiment, and write its report."""
     given = given_in(parsed, "preset", "out", "csv", "dry_run", "estimate")
     require_model(given)
     if hasattr(parsed, "estimate"):

@@ -10,13 +10,11 @@ from bidir_core.evaluate.config import ProbeConfig
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``python -m bidir_core probe``."""
     add_arguments(parser, ProbeConfig)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Probe the model and print what each check found."""
     given = given_in(parsed, "json")
     require_model(given)
     config = ProbeConfig(**given)
@@ -25,15 +23,7 @@ def run(parsed: argparse.Namespace) -> int:
     from bidir_core.regimes import parse_regime
 
     regime = parse_regime(config.regime)
-    loaded = loading.load(
-        config.model,
-        revision=config.revision,
-        checkpoint=config.checkpoint,
-        dtype=config.dtype,
-        device=config.device,
-        attn=config.attn,
-        regime=regime,
-    )
+    loaded = loading.load(**loading.asked_by(config, regime=regime))
     report = run_probe(loaded, regime)
     if parsed.json:
         print(json.dumps(report.to_json(), indent=2))

@@ -10,7 +10,6 @@ from bidir_core.explain.recommend_config import RecommendConfig
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``python -m bidir_core recommend``."""
     add_arguments(parser, RecommendConfig)
 
 

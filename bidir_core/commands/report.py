@@ -13,7 +13,6 @@ from bidir_core.runs.find import find_run
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``python -m bidir_core report``."""
     parser.add_argument(
         "runs", metavar="RUN", nargs="*", help="run ids or folders; left out: a model's fullest set"
     )
@@ -57,7 +56,6 @@ def report_file(flag: str, name: str, *suffixes: str) -> Path:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the report, the paper or both."""
     if args.out is None and args.paper is None:
         raise UserError("say where the report goes: --out FILE.md, --out FILE.html or --paper DIR")
     if args.out is None and (args.csv or args.html or args.sections):

@@ -14,7 +14,6 @@ from bidir_core.jobs.playground_server import IDLE_SECONDS, Inbox, serve
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``python -m bidir_core serve-model``."""
     parser.add_argument("--model", required=True, help="an embedded name, a hub id or a folder")
     parser.add_argument("--checkpoint", help="a fine-tuned checkpoint of the model, or its run")
     for flag in ("dtype", "device", "attn"):
@@ -48,8 +47,7 @@ def run(parsed: argparse.Namespace) -> int:
     try:
         from bidir_core.models import loading
 
-        names = ("checkpoint", "dtype", "device", "attn")
-        loaded = loading.load(parsed.model, **{name: getattr(parsed, name) for name in names})
+        loaded = loading.load(**loading.asked_by(parsed))
     except UserError as error:
         say("failed", message=str(error))
         return 2

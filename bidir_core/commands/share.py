@@ -6,7 +6,6 @@ import argparse
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``python -m bidir_core share``."""
     parser.add_argument(
         "--out",
         metavar="DIR",
@@ -17,7 +16,6 @@ def fill(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Write the site; 0 when all of it is on disk."""
     from bidir_core.report.share import write_site
 
     roots = [parsed.runs_dir] if parsed.runs_dir else None

@@ -10,7 +10,6 @@ from bidir_core.explain.why_config import WhyConfig
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``python -m bidir_core why``."""
     add_arguments(parser, WhyConfig)
     parser.add_argument(
         "--export",

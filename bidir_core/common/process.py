@@ -1,4 +1,4 @@
-"""This process: how it was launched, what it runs with, and the memory that it frees."""
+"""Processes: how this one was launched, what it runs with, its memory; and whether another still lives."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ import ctypes
 import os
 import platform
 import re
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from bidir_core.common.errors import UserError
 
@@ -69,7 +75,7 @@ def refuse_several(command: str) -> None:
 
 # What a run is made with: package versions and the git commit of this repository.
 
-_PACKAGES = (
+_PACKAGES = [
     "torch",
     "transformers",
     "tokenizers",
@@ -83,9 +89,10 @@ _PACKAGES = (
     "pyarrow",
     "scipy",
     "statsmodels",
-)
+]
 
 
+@cache
 def package_versions() -> dict[str, str]:
     """Versions of the packages that can change a number, and Python's; absent ones left out."""
     versions = {"python": platform.python_version()}
@@ -132,3 +139,66 @@ def give_back() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
+
+
+# Whether a process that a file names still lives.
+
+# A heartbeat is written every few seconds; on another machine it is all we can go by.
+STALE_HEARTBEAT_SECONDS = 120.0
+# A clock's start time is derived from the boot time, which clock corrections shift a little.
+_START_TOLERANCE_SECONDS = 2.0
+
+
+def process_identity(pid: int) -> dict[str, Any]:
+    """Host, pid, and when the process started (a pid alone gets reused).
+
+    ``pid_started`` is a time of the clock, which is set forward and back; ``pid_ticks`` counts from
+    the machine's start, where the system tells it, and is exact.
+    """
+    try:
+        started = psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        started = None
+    return {
+        "host": socket.gethostname(),
+        "pid": pid,
+        "pid_started": started,
+        "pid_ticks": _start_ticks(pid),
+    }
+
+
+def this_process() -> dict[str, Any]:
+    return process_identity(os.getpid())
+
+
+def _start_ticks(pid: int) -> int | None:
+    """When a process started, in clock ticks since the machine's start; None off Linux."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return int(text.rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def is_alive(status: Mapping[str, Any]) -> bool:
+    """Whether the process named in a status still runs; a zombie or a reused pid does not count."""
+    pid, started, ticks = (status.get(name) for name in ("pid", "pid_started", "pid_ticks"))
+    if not isinstance(pid, int) or not isinstance(started, int | float):
+        return False
+    if status.get("host") not in (None, socket.gethostname()):
+        heartbeat = status.get("heartbeat")
+        if not isinstance(heartbeat, int | float):
+            return False
+        return abs(time.time() - heartbeat) < STALE_HEARTBEAT_SECONDS
+    try:
+        process = psutil.Process(pid)
+        if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return False
+        current_ticks = _start_ticks(pid)
+        if isinstance(ticks, int) and current_ticks is not None:
+            return current_ticks == ticks
+        return abs(process.create_time() - started) <= _START_TOLERANCE_SECONDS
+    except (psutil.NoSuchProcess, ValueError, OverflowError):
+        return False
+    except psutil.AccessDenied:
+        return True

@@ -58,12 +58,14 @@ def settings_of(config_class: type) -> tuple[Field[Any], ...]:
     return getattr(config_class, "SETTINGS", None) or fields(config_class)
 
 
-def check_config(config: Any) -> None:
-    """Raise UserError for a field whose value is not one of its choices."""
+def check_config(config: Any, **least: int) -> None:
+    """Raise UserError for a value that is not one of its choices, or below the ``least`` of its field."""
     for spec in fields(config):
         choices, value = spec.metadata.get("choices"), getattr(config, spec.name)
         if choices and value is not None and value not in choices:
             raise UserError(f"{flag_of(spec)} {value}: choose one of {', '.join(choices)}")
+        if spec.name in least and value is not None and value < least[spec.name]:
+            raise UserError(f"{flag_of(spec)} {value}: give a number from {least[spec.name]} up")
 
 
 def split_list(text: str) -> tuple[str, ...]:
@@ -79,28 +81,20 @@ def join_list(parts: Iterable[str]) -> str:
 
 def parse_value(spec: Field[Any], text: str) -> Any:
     """``text`` converted as the command line does. Raises UserError for a bad value."""
-    return _converter(spec)(text)
-
-
-def _converter(spec: Field[Any]) -> Any:
-    kind, flag = str(spec.type), flag_of(spec)
-
-    def convert(text: str) -> Any:
-        if kind.startswith("tuple[str"):
-            return split_list(text)
-        if "None" in kind and not kind.startswith("str") and text in ("auto", "none", "all"):
-            return None
-        try:
-            if kind.startswith("int"):
-                return int(text)
-            if kind.startswith("float"):
-                return float(text)
-        except ValueError:
-            expected = "a whole number" if kind.startswith("int") else "a number"
-            raise UserError(f"{flag} {text}: give {expected}") from None
-        return text
-
-    return convert
+    kind = str(spec.type)
+    if kind.startswith("tuple[str"):
+        return split_list(text)
+    if "None" in kind and not kind.startswith("str") and text in ("auto", "none", "all"):
+        return None
+    try:
+        if kind.startswith("int"):
+            return int(text)
+        if kind.startswith("float"):
+            return float(text)
+    except ValueError:
+        expected = "a whole number" if kind.startswith("int") else "a number"
+        raise UserError(f"{flag_of(spec)} {text}: give {expected}") from None
+    return text
 
 
 def to_json(config: Any) -> dict[str, Any]:

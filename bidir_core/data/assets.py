@@ -18,8 +18,6 @@ from bidir_core.common.errors import UserError
 
 @dataclass(frozen=True)
 class Wheel:
-    """One published file: its package, version, sha256 and size."""
-
     package: str
     version: str
     sha256: str
@@ -35,7 +33,6 @@ class Wheel:
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -61,7 +58,6 @@ class Asset:
 
     @property
     def n_bytes(self) -> int:
-        """What is fetched, in bytes."""
         return sum(wheel.n_bytes for wheel in self.wheels)
 
     @property

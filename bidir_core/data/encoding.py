@@ -214,7 +214,6 @@ class EncodedItem:
     error: str | None = None
 
     def prefix(self, choice: int) -> Tokens:
-        """The prefix in front of choice number ``choice``."""
         return self.prefixes[choice] if len(self.prefixes) > 1 else self.prefixes[0]
 
     @property

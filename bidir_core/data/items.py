@@ -43,7 +43,6 @@ class Item:
         return f"{self.task}/{self.doc_id}"
 
     def context(self, choice: int) -> str:
-        """The text in front of choice number `choice`."""
         return self.contexts[choice] if len(self.contexts) > 1 else self.contexts[0]
 
     def record(self) -> dict[str, Any]:
@@ -104,8 +103,6 @@ class ItemSource(Protocol):
 
 @dataclass(frozen=True)
 class ItemList:
-    """An `ItemSource` over items that exist already."""
-
     name: str
     items: tuple[Item, ...]
 

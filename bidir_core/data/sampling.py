@@ -27,11 +27,19 @@ Fold = Literal["all", "explore", "confirm"]
 Context = Literal["full", "none", "shuffled"]
 
 
-def check_options(limit: int | None, sample: str, fold: str, context: str) -> None:
-    """`UserError` unless the limit is positive and the modes are known."""
+def check_options(
+    limit: int | None, sample: str, fold: str, context: str, num_fewshot: int, repeat_prompt: int
+) -> None:
+    """`UserError` unless the counts are large enough and the modes are known."""
     if limit is not None and limit < 1:
         raise UserError(
             f"limit is {limit}; it is the number of items per task, 1 or more (leave it out for all)"
+        )
+    if num_fewshot < 0:
+        raise UserError(f"num_fewshot is {num_fewshot}; it is a count of examples, 0 or more")
+    if repeat_prompt < 1:
+        raise UserError(
+            f"repeat_prompt is {repeat_prompt}; it is how often the context is given, 1 or more"
         )
     for name, value, values in (
         ("sample", sample, Sample),
@@ -240,7 +248,6 @@ class GivenItems:
             )
 
     def record(self) -> dict[str, Any]:
-        """What a run says of it."""
         count = len(self._hashes) + sum(map(len, self._rows.values()))
         return {"sha256": self.sha256, "count": count}
 

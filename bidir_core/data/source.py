@@ -269,10 +269,14 @@ def json_lines(path: Path, most_bytes: int = -1) -> Iterator[tuple[str, Any]]:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def parse_json(data: bytes, where: str) -> Any:
-    """The value of some JSON; UserError for what is none in UTF-8, or holds half a character."""
+def parse_json(data: bytes, where: str, **options: Any) -> Any:
+    """The value of some JSON; UserError for what is none in UTF-8, or holds half a character.
+
+    ``options`` are those of ``json.loads``.
+    """
     try:
-        value = json.loads(data.decode("utf-8-sig"))  # some editors put a byte order mark in front
+        # Some editors put a byte order mark in front.
+        value = json.loads(data.decode("utf-8-sig"), **options)
         if b"\\u" in data:
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:

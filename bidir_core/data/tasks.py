@@ -79,27 +79,6 @@ def task_names(tasks: Sequence[str]) -> list[str]:
     return names
 
 
-def check_selection(
-    tasks: Sequence[str],
-    *,
-    limit: int | None = None,
-    sample: str = "first",
-    fold: str = "all",
-    context: str = "full",
-    num_fewshot: int = 0,
-    repeat_prompt: int = 1,
-) -> None:
-    """Every check of the arguments that needs no data; `UserError` with the remedy."""
-    task_names(tasks)
-    sampling.check_options(limit, sample, fold, context)
-    if num_fewshot < 0:
-        raise UserError(f"num_fewshot is {num_fewshot}; it is a count of examples, 0 or more")
-    if repeat_prompt < 1:
-        raise UserError(
-            f"repeat_prompt is {repeat_prompt}; it is how often the context is given, 1 or more"
-        )
-
-
 def _open(task: str, split: str, data_source: str) -> ItemSource:
     if task in TASKS:
         return _TaskRows(TASKS[task], TASKS[task].rows(split, data_source))
@@ -148,15 +127,8 @@ def load_items(
 
     Raises `UserError` on bad arguments, data that is not there, and a selection that is empty.
     """
-    check_selection(
-        tasks,
-        limit=limit,
-        sample=sample,
-        fold=fold,
-        context=context,
-        num_fewshot=num_fewshot,
-        repeat_prompt=repeat_prompt,
-    )
+    task_names(tasks)
+    sampling.check_options(limit, sample, fold, context, num_fewshot, repeat_prompt)
     items: list[Item] = []
     sources = [_open(task, split, data_source) for task in tasks]
     if items_file is not None:
@@ -193,7 +165,7 @@ def load_items(
 
 
 # What selects an evaluation's items, by the names of its settings.
-SELECTION = (
+SELECTION = [
     "tasks",
     "split",
     "limit",
@@ -205,7 +177,7 @@ SELECTION = (
     "repeat_prompt",
     "data_source",
     "items_file",
-)
+]
 
 
 def load_selected(settings: Mapping[str, Any]) -> list[Item]:

@@ -131,17 +131,7 @@ class EvalConfig:
     name: str | None = setting(None, help="a name at the end of the run folder", role="runtime")
 
     def __post_init__(self) -> None:
-        check_config(self)
-        if self.limit is not None and self.limit < 1:
-            raise UserError(
-                f"--limit {self.limit}: give a number of items from 1 up, or leave it out for all"
-            )
-        if self.batch_tokens is not None and self.batch_tokens < 1:
-            raise UserError(f"--batch-tokens {self.batch_tokens}: give a number from 1 up, or auto")
-        if self.num_fewshot < 0:
-            raise UserError(f"--num-fewshot {self.num_fewshot}: give a number from 0 up")
-        if self.repeat_prompt < 1:
-            raise UserError(f"--repeat-prompt {self.repeat_prompt}: give a number from 1 up")
+        check_config(self, limit=1, batch_tokens=1, num_fewshot=0, repeat_prompt=1)
         object.__setattr__(self, "regime", str(parse_regime(self.regime)))  # canonical print
         # Absolute paths: a run may be resumed, and its texts read again, from another folder.
         object.__setattr__(self, "model", absolute_place(self.model))

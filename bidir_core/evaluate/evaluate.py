@@ -7,13 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from bidir_core.common.errors import UserError
 from bidir_core.common.progress import phase
 from bidir_core.common.settings import to_json
 from bidir_core.data.encoding import CHAT_DATE, EncodedItem, Encoder, check_lengths
 from bidir_core.data.items import Item, answer_positions, data_fingerprint, one_sided_sentences
 from bidir_core.data.sampling import GivenItems
-from bidir_core.data.tasks import check_selection, load_selected
+from bidir_core.data.tasks import load_selected, task_names
 from bidir_core.evaluate import processes
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.run_scoring import (
@@ -27,7 +26,7 @@ from bidir_core.models import devices, loading
 from bidir_core.models.attention import ATTENTIONS
 from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import Regime, parse_regime
-from bidir_core.runs.find import resumable
+from bidir_core.runs.find import check_same, resumable
 from bidir_core.runs.layout import check_new_run, stage_dir_for
 from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
@@ -111,7 +110,7 @@ def resume(
     run, config = resumable(reference, "eval", EvalConfig, given, runs_dir=runs_dir)
     if run.state == "done":
         return run.path  # resuming a finished run changes nothing
-    config = as_recorded(config, run, given)
+    config = as_recorded(config, run)
     if "adapter" not in run.settings and config.dtype != "float32":
         config = replace(config, adapter="beside")  # what runs did before the setting existed
     regime = parse_regime(config.regime)
@@ -194,25 +193,8 @@ def read_items(config: EvalConfig) -> list[Item]:
 
 def preflight(config: EvalConfig, regime: Regime) -> loading.Preflight:
     """Every check that needs neither weights nor data; the cheap ones come before any download."""
-    check_selection(
-        config.tasks,
-        limit=config.limit,
-        sample=config.sample,
-        fold=config.fold,
-        context=config.context,
-        num_fewshot=config.num_fewshot,
-    )
-    plan = loading.preflight(
-        config.model,
-        revision=config.revision,
-        checkpoint=config.checkpoint,
-        dtype=config.dtype,
-        device=config.device,
-        attn=config.attn,
-        weights=config.weights,
-        adapter=config.adapter,
-        regime=regime,
-    )
+    task_names(config.tasks)  # a typo is told before anything is fetched
+    plan = loading.preflight(**loading.asked_by(config, regime=regime))
     refuse_trained_tasks(config.tasks, plan.checkpoint.record if plan.checkpoint else None)
     return plan
 
@@ -297,8 +279,8 @@ def run_facts(
     }
 
 
-def as_recorded(config: ConfigT, run: Run, given: Mapping[str, Any]) -> ConfigT:
-    """A resumed run's settings, on the device named now.
+def as_recorded(config: ConfigT, run: Run) -> ConfigT:
+    """A resumed run's settings, whatever the device named now.
 
     "auto" may choose otherwise on another device, but a run keeps its number format and batch plan.
     """
@@ -309,7 +291,7 @@ def as_recorded(config: ConfigT, run: Run, given: Mapping[str, Any]) -> ConfigT:
         for name, fact in recorded.items()
         if hasattr(config, name) and run.config.get(fact)
     }
-    return replace(config, device=given.get("device", config.device), **known)
+    return replace(config, **known)
 
 
 def check_attention(run: Run) -> None:
@@ -319,14 +301,4 @@ def check_attention(run: Run) -> None:
         raise UserError(
             f"cannot resume '{run.id}': attention '{name}', which it was started with, is no longer "
             "there; start a new run without --resume"
-        )
-
-
-def check_same(run: Run, key: str, current: str, subject: str) -> None:
-    """UserError if a run that is to be resumed was made with other data or another model."""
-    recorded = run.config.get(key)
-    if recorded is not None and recorded != current:
-        raise UserError(
-            f"cannot resume '{run.id}': {subject} changed since it was started; start a new run "
-            "without --resume"
         )

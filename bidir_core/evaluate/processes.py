@@ -20,12 +20,11 @@ from typing import Any, TypeVar
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import Damaged, write_json
-from bidir_core.common.process import ProcessLost, launched, told_when_lost
+from bidir_core.common.process import ProcessLost, is_alive, launched, this_process, told_when_lost
 from bidir_core.common.progress import TERMINATED
 from bidir_core.runs.read import read_object
 from bidir_core.runs.records import read_jsonl, to_line
 from bidir_core.runs.shapes import STATUS
-from bidir_core.runs.status import is_alive, this_process
 from bidir_core.runs.writer import RunWriter
 
 T = TypeVar("T")

@@ -19,7 +19,7 @@ from bidir_core.common.progress import Progress
 from bidir_core.data.encoding import EncodedItem, Encoder, Tokens
 from bidir_core.data.items import Item, data_fingerprint, hash_doc
 from bidir_core.data.tasks import load_items, load_items_by_id, task_names
-from bidir_core.evaluate.evaluate import as_recorded, check_same, regime_warning
+from bidir_core.evaluate.evaluate import as_recorded, regime_warning
 from bidir_core.explain import attend_files as files
 from bidir_core.explain import lab_run
 from bidir_core.explain.attend_config import AttendConfig
@@ -27,7 +27,7 @@ from bidir_core.explain.observe import observe, observe_one, off_scoring, passag
 from bidir_core.models import loading
 from bidir_core.models.loading import LoadedModel, Preflight
 from bidir_core.regimes import Regime, parse_regime
-from bidir_core.runs.find import resumable
+from bidir_core.runs.find import check_same, resumable
 from bidir_core.runs.layout import check_new_run
 from bidir_core.runs.read import read_arrays
 from bidir_core.runs.writer import RunWriter
@@ -64,7 +64,7 @@ def resume_attend(reference: str | Path, given: Mapping[str, Any]) -> Path:
     run, config = resumable(reference, "attend", AttendConfig, given, runs_dir=runs_dir)
     if run.state == "done":
         return run.path
-    config = as_recorded(config, run, given)
+    config = as_recorded(config, run)
     regimes = [parse_regime(regime) for regime in config.regimes]
     plan = _preflight(config, regimes)
     encoded, _ = _encode(config, plan, read_items(config))
@@ -79,15 +79,7 @@ def resume_attend(reference: str | Path, given: Mapping[str, Any]) -> Path:
 def _preflight(config: AttendConfig, regimes: Sequence[Regime]) -> Preflight:
     if config.tasks:
         task_names(config.tasks)
-    plan = loading.preflight(
-        config.model,
-        revision=config.revision,
-        checkpoint=config.checkpoint,
-        dtype=config.dtype,
-        device=config.device,
-        attn="eager",
-        regime=regimes[0],
-    )
+    plan = loading.preflight(**loading.asked_by(config, attn="eager", regime=regimes[0]))
     for regime in regimes:
         regime.check_layers(plan.n_layers)
     return plan

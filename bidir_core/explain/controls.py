@@ -24,9 +24,7 @@ from bidir_core.runs.run import Run
 from bidir_core.runs.shapes import ATTENTION
 
 Outcome = Literal["supports", "refutes", "partly", "undecided", "open"]
-
 Answer = tuple[Outcome, str]
-
 TRIVIAL = 0.02  # less attention on future tokens than this would make them irrelevant
 
 # Settings that must agree for two runs to be of one model and one way of making prompts.
@@ -294,7 +292,6 @@ CONTROLS: tuple[Control, ...] = (
 # What a sweep's points say to each control: an outcome from intervals alone, and a sentence.
 
 Standing = Literal["most", "little", "undecided"]
-
 STORY = "the damage comes from the first token looking ahead"
 
 # What is said of the story after a control with this outcome.
@@ -307,7 +304,6 @@ OUTCOME_WORDS: Mapping[Outcome, str] = {
 }
 
 HALF = 0.5
-
 NOT_RUN: Answer = ("undecided", "")
 
 

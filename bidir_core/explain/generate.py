@@ -130,15 +130,10 @@ def generate(
     prompt_ids: Sequence[int],
     regime: Regime | str,
     sampling: Sampling | None = None,
-    *,
-    cached: bool = True,
 ) -> Generation:
-    """Continue ``prompt_ids``, read under ``regime``. Raises UserError before computing.
-
-    ``cached=False`` computes the whole sequence again for every token: slow, and the same.
-    """
+    """Continue ``prompt_ids``, read under ``regime``. Raises UserError before computing."""
     sampling = sampling or Sampling()
-    steps = tuple(stream(loaded, prompt_ids, regime, sampling, cached=cached))
+    steps = tuple(stream(loaded, prompt_ids, regime, sampling))
     ended = steps[-1].chosen.token_id in end_ids(loaded)
     ids = [step.chosen.token_id for step in steps]
     text = loaded.tokenizer.decode(ids[:-1] if ended else ids)
@@ -150,18 +145,16 @@ def stream(
     prompt_ids: Sequence[int],
     regime: Regime | str,
     sampling: Sampling,
-    *,
-    cached: bool = True,
 ) -> Iterator[Step]:
     """Token by token what :func:`generate` returns at once; ends behind an end-of-text token."""
     regime = check(loaded, prompt_ids, regime, sampling)
     ends = end_ids(loaded)
     generator = torch.Generator().manual_seed(sampling.seed)
     ids = list(prompt_ids)
-    cache = _empty_cache(loaded) if cached else None
+    cache = _empty_cache(loaded)
     switch = rope_switch(loaded.model.config)
     for _ in range(sampling.max_new_tokens):
-        if cached and switch is not None and len(ids) == switch + 1:
+        if switch is not None and len(ids) == switch + 1:
             cache = _empty_cache(loaded)  # what it held was read with other rotary frequencies
         logits = _last_logits(loaded, ids, len(prompt_ids), regime, cache)
         step = _choose(loaded, logits, sampling, generator)
@@ -200,17 +193,17 @@ def end_ids(loaded: LoadedModel) -> set[int]:
 
 @torch.inference_mode()
 def _last_logits(
-    loaded: LoadedModel, ids: list[int], n_prefix: int, regime: Regime, cache: Any
+    loaded: LoadedModel, ids: list[int], n_prefix: int, regime: Regime, cache: DynamicCache
 ) -> torch.Tensor:
     """Logits behind the last token, float32 on the CPU. Runs only what the cache lacks."""
-    begin = cache.get_seq_length() if cache is not None else 0
+    begin = cache.get_seq_length()
     layout = Layout.pack([(n_prefix, len(ids))]).to(loaded.device)
     with loaded.handle.use(regime, layout):
         logits = loaded.model(
             input_ids=torch.tensor([ids[begin:]], device=loaded.device),
             position_ids=layout.position[:, begin:],
             past_key_values=cache,
-            use_cache=cache is not None,
+            use_cache=True,
             logits_to_keep=1,
         ).logits
     return logits[0, -1].float().cpu()

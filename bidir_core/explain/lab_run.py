@@ -1,4 +1,4 @@
-"""What ``attend``, ``why`` and ``recommend`` do alike: a run folder under ``lab``, begun and ended."""
+"""What ``attend``, ``why``, ``recommend`` and ``lab`` do alike with their folders under ``lab``."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bidir_core.analyse import stats
@@ -45,9 +45,9 @@ class Law:
     model: str
     n_layers: int
     curve: tuple[Opened, ...]
-    first_layer: int | None
-    confirm: Judgement | None
-    whole: Judgement | None
+    first_layer: int | None = None
+    confirm: Judgement | None = None
+    whole: Judgement | None = None
     regained: Judgement | None = None
 
 
@@ -81,22 +81,17 @@ def law_in(sweep: Sweep, metric: str) -> Law:
         if any(delta is None for delta in deltas):
             raise UserError(f"run '{run.id}': layers={first_layer}- has no items in one half")
         curve.append(Opened(first_layer, *deltas))  # type: ignore[arg-type]
-    chosen = choose(curve, stats.MARGIN)
-    selected = None if chosen is None else slugs[chosen.first_layer]
-
-    def judged(first: str | None, half: str | None) -> Judgement | None:
-        if first is None or selected is None:
-            return None
-        return outcomes.judged(first, selected, half)
-
-    return Law(
-        model=run.model,
-        n_layers=int(run.config.get("n_layers") or 0),
-        curve=tuple(curve),
-        first_layer=None if chosen is None else chosen.first_layer,
-        confirm=judged(causal, "confirm"),
-        whole=judged(causal, None),
-        regained=None if selected == plain else judged(plain, "confirm"),
+    law = Law(run.model, int(run.config.get("n_layers") or 0), tuple(curve))
+    smallest = choose(curve, stats.MARGIN)
+    if smallest is None:
+        return law
+    chosen = slugs[smallest.first_layer]
+    return replace(
+        law,
+        first_layer=smallest.first_layer,
+        confirm=outcomes.judged(causal, chosen, "confirm"),
+        whole=outcomes.judged(causal, chosen),
+        regained=outcomes.judged(plain, chosen, "confirm") if plain and plain != chosen else None,
     )
 
 

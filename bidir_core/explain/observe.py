@@ -32,7 +32,6 @@ from bidir_core.runs.writer import RunWriter
 
 # [head, query, key], in the model's number format, on its device
 OnWeights = Callable[[int, torch.Tensor], None]
-
 _watchers: weakref.WeakKeyDictionary[Any, Callable[..., None]] = weakref.WeakKeyDictionary()
 
 
@@ -44,10 +43,10 @@ class Passage:
     n_prefix: int
 
 
-def passage_of(encoded: EncodedItem, choice: int | None = None) -> Passage:
-    """An item's prefix and one of its choices (the right one if ``choice`` is None)."""
-    choice = encoded.item.gold if choice is None else choice
-    prefix, continuation = encoded.prefix(choice), encoded.continuations[choice]
+def passage_of(encoded: EncodedItem) -> Passage:
+    """An item's prefix and its right choice."""
+    gold = encoded.item.gold
+    prefix, continuation = encoded.prefix(gold), encoded.continuations[gold]
     return Passage(np.concatenate([prefix.ids, continuation.ids]), len(prefix))
 
 

@@ -79,15 +79,7 @@ def recommend(config: RecommendConfig, *, loaded: LoadedModel | None = None) -> 
 
     check_new_run(config.runs_dir, config.name)
     prompts = read_prompts(config)
-    plan = loaded or loading.preflight(
-        config.model,
-        revision=config.revision,
-        checkpoint=config.checkpoint,
-        dtype=config.dtype,
-        device=config.device,
-        attn=config.attn,
-        regime=SINK,
-    )
+    plan = loaded or loading.preflight(**loading.asked_by(config, regime=SINK))
     ids, bos_added = _encode(config, plan, prompts)
     loaded = loaded or loading.load_weights(plan)  # type: ignore[arg-type]
     writer = lab_run.begin(

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bidir_core.common.errors import UserError
 from bidir_core.common.settings import check_config, same_as, setting
 from bidir_core.data.tasks import absolute_task
 from bidir_core.evaluate.config import EvalConfig
@@ -59,11 +58,7 @@ class RecommendConfig:
     name: str | None = same_as(EvalConfig, "name")
 
     def __post_init__(self) -> None:
-        check_config(self)
-        for name in ("limit", "positions", "batch_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} {value}: give a number from 1 up")
+        check_config(self, limit=1, positions=1, batch_tokens=1)
         if self.prompts is not None:
             path = os.path.abspath(os.path.expanduser(self.prompts))
             object.__setattr__(self, "prompts", path)

@@ -25,7 +25,7 @@ from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import write_json
 from bidir_core.common.formatting import visible
-from bidir_core.common.progress import Progress, logging_to, terminable
+from bidir_core.common.progress import Progress
 from bidir_core.common.settings import to_json
 from bidir_core.data.encoding import CHAT_DATE, EncodedItem
 from bidir_core.data.items import Item, data_fingerprint
@@ -33,6 +33,7 @@ from bidir_core.evaluate import evaluate
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.run_scoring import item_fields, score_into
 from bidir_core.evaluate.scoring import ScoringPlan, auto_batch_tokens, plan_scoring
+from bidir_core.explain import lab_run
 from bidir_core.explain.controls import OUTCOME_WORDS, STORY
 from bidir_core.explain.observe import observe, passage_of
 from bidir_core.explain.recommend import predict, predicted_regime
@@ -56,7 +57,7 @@ from bidir_core.models import loading
 from bidir_core.models.devices import device_name
 from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
-from bidir_core.runs.find import resumable
+from bidir_core.runs.find import check_same, resumable
 from bidir_core.runs.layout import LAB, check_new_run
 from bidir_core.runs.records import to_table, write_texts
 from bidir_core.runs.run import Run
@@ -120,14 +121,14 @@ def resume_lab(
         report = (f"{run.id} is complete; nothing was run", *lines(run.metrics or {}))
         print(*map(visible, report), sep="\n", file=sys.stderr)
         return run.path
-    config = evaluate.as_recorded(config, run, given)
+    config = evaluate.as_recorded(config, run)
     prompts = Prompts(
         config, evaluate.preflight(config.evaluation(), CAUSAL), evaluate.chat_date_of(run)
     )
     items, _, _ = prompts.of(prompts.usual)
-    evaluate.check_same(run, "data_fingerprint", data_fingerprint(items), "the benchmark data")
+    check_same(run, "data_fingerprint", data_fingerprint(items), "the benchmark data")
     loaded = loading.load_weights(prompts.loaded)  # type: ignore[arg-type]
-    evaluate.check_same(run, "model_fingerprint", loaded.fingerprint, "the model")
+    check_same(run, "model_fingerprint", loaded.fingerprint, "the model")
     prompts.loaded = loaded
     points = [Point.from_json(value) for value in run.config["points"]]
     _run(RunWriter.resume(run), prompts, points, loaded)
@@ -135,7 +136,7 @@ def resume_lab(
 
 
 def _run(writer: RunWriter, prompts: Prompts, points: Sequence[Point], loaded: LoadedModel) -> None:
-    with writer, terminable(), logging_to(writer.path / "log.txt") as log:
+    with lab_run.at_work(writer) as log:
         started = time.monotonic()
         log.info("%s, %d points -> %s", prompts.config.model, len(points), writer.id)
         for note in writer.config.get("notes") or []:
@@ -229,7 +230,6 @@ def _log_seconds_left(
 # The end of a sweep for the terminal: its points, its controls, and the verdict last.
 
 FINDING_WIDTH = 72  # characters of a control's finding in a line
-
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 

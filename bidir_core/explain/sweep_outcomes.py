@@ -52,6 +52,12 @@ class Outcomes:
         mask = np.logical_and.reduce([self.known[slug] for slug in slugs])
         return mask if half is None else mask & (self.halves == half)
 
+    def tables(self, first: str, second: str, half: str | None = None) -> list[stats.Table2x2]:
+        """Right and wrong in both runs, by task; none where a task has no item that both scored."""
+        mask = self.mask(first, second, half=half)
+        pairs = list(zip(self.split(first, mask).values(), self.split(second, mask).values()))
+        return [stats.table_2x2(a, b) for a, b in pairs] if all(len(a) for a, _ in pairs) else []
+
     def accuracy(self, slug: str, half: str | None = None) -> float:
         """Macro accuracy."""
         by_task = self.split(slug, self.mask(slug, half=half)).values()
@@ -68,12 +74,9 @@ class Outcomes:
         confidence: float = stats.CONFIDENCE,
     ) -> stats.Estimate | None:
         """Macro accuracy of ``second`` minus ``first``, as ``compare`` has it."""
-        mask = self.mask(first, second, half=half)
-        a, b = self.split(first, mask), self.split(second, mask)
-        if not a or not all(map(len, a.values())):
-            return None
-        deltas = [stats.paired_delta(a[task], b[task], confidence=confidence) for task in a]
-        return stats.macro_delta(deltas)
+        tables = self.tables(first, second, half)
+        deltas = [stats.paired_interval(table, confidence=confidence) for table in tables]
+        return stats.macro_delta(deltas) if deltas else None
 
     def judged(
         self,
@@ -88,9 +91,7 @@ class Outcomes:
         delta = self.delta(first, second, half, confidence=confidence)
         if delta is None:
             return None
-        mask = self.mask(first, second, half=half)
-        a, b = self.split(first, mask), self.split(second, mask)
-        tables = [stats.table_2x2(a[task], b[task]) for task in a]
+        tables = self.tables(first, second, half)
         if len(tables) > 1:
             return judge(delta)
         p_value = stats.mcnemar_exact(tables[0].broken, tables[0].fixed)

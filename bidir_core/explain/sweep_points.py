@@ -23,9 +23,7 @@ from bidir_core.evaluate.config import EvalConfig
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, DIALS, Regime, parse_regime
 
 MOST_POINTS = 1000
-
 ATTENTION_FILE = "attention.json"  # in the sweep's folder: what the triviality control looks at
-
 _LAYER_WORDS = "A-B, A-, windows:W, prefixes or suffixes"
 
 

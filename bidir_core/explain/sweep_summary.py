@@ -121,11 +121,10 @@ def best_of_dials(sweep: Sweep, metric: str) -> dict[str, dict[str, Any]]:
         return {}
     _, half = halves(sweep, outcomes)
     confidence = 1 - stats.ALPHA / len(choices)
-    p_values = (
-        p_removes_nothing(outcomes, plain, [choice["slug"] for choice in choices.values()], half)
-        if plain is not None
-        else [None] * len(choices)
-    )
+    p_values: list[float | None] = []
+    for choice in choices.values():
+        tables = [] if plain is None else outcomes.tables(plain, choice["slug"], half)
+        p_values.append(p_of_no_difference(tables) if tables else None)
     adjusted = stats.holm([1.0 if p is None else p for p in p_values])
     for choice, p, p_holm in zip(choices.values(), p_values, adjusted, strict=True):
         choice["family"] = {
@@ -156,29 +155,14 @@ def choose(outcomes: Outcomes, slugs: Sequence[str], half: str | None) -> str | 
     return None if all(map(math.isnan, scores)) else slugs[int(np.nanargmax(scores))]
 
 
-def p_removes_nothing(
-    outcomes: Outcomes, plain: str, slugs: Sequence[str], half: str | None
-) -> list[float | None]:
-    """For each point, the p value of scoring as bidirectional (``plain``) does.
+def p_of_no_difference(tables: Sequence[stats.Table2x2]) -> float:
+    """Two-sided p value of the macro difference of two runs over the same items, by task.
 
-    Two-sided, by inverting the interval of the macro difference: it is below alpha exactly where
-    the interval of confidence 1 - alpha leaves out 0. None where a task has no items.
+    It inverts the difference's interval: it is below alpha exactly where the interval of confidence
+    1 - alpha leaves out 0.
     """
-    values = []
-    for slug in slugs:
-        mask = outcomes.mask(plain, slug, half=half)
-        a, b = outcomes.split(plain, mask), outcomes.split(slug, mask)
-        complete = bool(a) and all(map(len, a.values()))
-        values.append(p_of_no_difference(list(a.values()), list(b.values())) if complete else None)
-    return values
-
-
-def p_of_no_difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> float:
-    """Two-sided p value of the macro difference of two runs, per task bools of the same items."""
     from scipy.optimize import brentq
     from scipy.stats import norm
-
-    tables = [stats.table_2x2(a, b) for a, b in zip(first, second, strict=True)]
 
     def zero_inside(z: float) -> float:
         """How far inside the interval of ``z`` standard errors 0 lies; negative where outside."""

@@ -64,9 +64,8 @@ class WhyConfig:
         return self.name or f"why-{task}-{self.doc_id}"
 
 
-def expected_tokens(
-    n_prefix: Sequence[int], n_continuation: Sequence[int], n_layers: int = 30
-) -> float:
-    """About how many tokens explaining an item computes: rows of it times their length."""
+def expected_tokens(n_prefix: Sequence[int], n_continuation: Sequence[int]) -> float:
+    """About how many tokens explaining an item computes: rows of it (of a model of 30 layers) times
+    their length."""
     length = sum(n_prefix) + sum(n_continuation)
-    return length * (1.5 * n_layers + min(max(n_prefix), MAX_TOKEN_SPANS) + 20)
+    return length * (65 + min(max(n_prefix), MAX_TOKEN_SPANS))

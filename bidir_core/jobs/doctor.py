@@ -16,10 +16,9 @@ import psutil
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.process import package_versions
-from bidir_core.data.assets import EMBEDDED_MODELS
+from bidir_core.data.assets import ASSETS, EMBEDDED_MODELS, cache_dir, default_names, state
 from bidir_core.jobs.cost_model import Shape, bytes_needed, kind_of, shape_of
-
-OK, FAILED = 0, 1
+from bidir_core.runs.layout import runs_roots
 
 # One of each size that people ask about; sizes are read from the names.
 MODELS = (
@@ -116,7 +115,7 @@ def diagnose() -> Diagnosis:
         packages=package_versions(),
         devices=devices,
         folders=folders,
-        assets=_assets(),
+        assets={name: str(state(name)) for name in ASSETS},
         fits=tuple(_fits(devices)),
         problems=tuple(problems),
     )
@@ -258,9 +257,6 @@ def _attention(device: Any, dtypes: list[str]) -> dict[str, str]:
 
 
 def _folders() -> dict[str, dict[str, Any]]:
-    from bidir_core.data.assets import cache_dir
-    from bidir_core.runs.layout import runs_roots
-
     folders = {}
     for name, path in (("runs", runs_roots()[0]), ("cache", cache_dir())):
         existing = next(folder for folder in (path, *path.parents) if folder.exists())
@@ -270,12 +266,6 @@ def _folders() -> dict[str, dict[str, Any]]:
             "writable": os.access(existing, os.W_OK),
         }
     return folders
-
-
-def _assets() -> dict[str, str]:
-    from bidir_core.data.assets import ASSETS, state
-
-    return {name: str(state(name)) for name in ASSETS}
 
 
 def _fits(devices: tuple[Device, ...]) -> Iterator[Fit]:
@@ -292,9 +282,6 @@ def _fits(devices: tuple[Device, ...]) -> Iterator[Fit]:
 
 
 def to_text(diagnosis: Diagnosis) -> str:
-    """The diagnosis as people read it."""
-    from bidir_core.data.assets import default_names
-
     lines = [f"python {diagnosis.python} on {diagnosis.system}"]
     packages = [f"{name} {version}" for name, version in diagnosis.packages.items()]
     lines.append(", ".join(text for text in packages if not text.startswith("python ")))
@@ -314,9 +301,9 @@ def to_text(diagnosis: Diagnosis) -> str:
         access = "" if folder["writable"] else ", CANNOT BE WRITTEN"
         free = _gigabytes(folder["free_bytes"])
         lines.append(f"{label:6s} {folder['path']}, {free} free{access}")
-    for name, state in diagnosis.assets.items():
-        optional = state == "missing" and name not in default_names()
-        lines.append(f"asset  {name}: {state}" + (" (optional)" if optional else ""))
+    for name, found in diagnosis.assets.items():
+        optional = found == "missing" and name not in default_names()
+        lines.append(f"asset  {name}: {found}" + (" (optional)" if optional else ""))
     lines += ["", "What fits, by estimate (memory needed):"]
     for model in dict.fromkeys(fit.model for fit in diagnosis.fits):
         lines.append(f"  {model}")

@@ -3,7 +3,7 @@
 Operations are counted (:mod:`bidir_core.jobs.cost_model`) and divided by the rate that finished runs
 reached on this machine. Predicting each of those runs from the others shows how far off that is: the
 range. Without any, a command line times one layer for a second (:func:`bidir_core.jobs.doctor.layer_rate`);
-the app, which never loads torch, says that the time is not known yet.
+the app, which never loads torch, says that the time is not measured yet, and has a process do so when asked.
 """
 
 from __future__ import annotations
@@ -170,6 +170,9 @@ def _single(
     return replace(result, memory_bytes=memory, basis=tuple(filter(None, basis)))
 
 
+NO_SPEED = "speed: not measured yet"  # in the reasons where the time is not known
+
+
 class Speed(NamedTuple):
     """Operations a second; a run's time over the predicted one, at least and at most; and the source."""
 
@@ -191,14 +194,11 @@ def _speed(
         whose = "this model" if of_model else "other models" if same_work else "other work"
         why = f"speed: measured here, {len(rates)} run{'s' if len(rates) > 1 else ''} of {whose}"
         rate: float | None = statistics.median(rates)
-    elif place.layer_rate is None:
-        why = f"speed: not known until a run has finished here on {place.device}"
-        return Speed(None, unknown, f"{why} (--estimate in a terminal tries a layer)")
     else:
-        rate = place.layer_rate(shape, place.device, dtype)
+        rate = place.layer_rate(shape, place.device, dtype) if place.layer_rate else None
         why = "speed: one layer of this width timed here just now"
         if rate is None:
-            why = f"speed: not known until a run has finished here on {place.device}"
+            why = f"{NO_SPEED} on {place.device}: no run has finished here"
             return Speed(None, unknown, why)
     if len(rates) < 2 or not same_work:
         return Speed(rate, unknown, f"{why}; how far off that is, is not known yet")
@@ -350,7 +350,8 @@ def to_text(result: Estimate, config: Config) -> str:
 def time_text(result: Estimate) -> str:
     """``about 5 min (4 min to 7 min)``, without the range where none is known."""
     if result.seconds is None:
-        return "not known"
+        unmeasured = any(NO_SPEED in why for why in result.basis)
+        return "not measured yet on this machine" if unmeasured else "not known"
     text = f"about {duration(result.seconds)}"
     if result.low_seconds is None or result.high_seconds is None:
         return text

@@ -6,10 +6,9 @@ import socket
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import metadata
 from typing import Any
 
+from bidir_core.common.process import package_versions
 from bidir_core.jobs.cost_model import Work, kind_of, operations, shape_of
 from bidir_core.jobs.job import Job
 from bidir_core.runs.metrics import peak_of
@@ -53,15 +52,10 @@ def _made_here(run: Run) -> bool:
     """Whether this machine made it: its name, and its torch, since many machines share a name."""
     packages = run.config.get("packages")
     torch = packages.get("torch") if isinstance(packages, dict) else None
-    return run.status.get("host") == socket.gethostname() and torch in (None, _torch_version())
-
-
-@cache
-def _torch_version() -> str | None:
-    try:
-        return metadata.version("torch")
-    except metadata.PackageNotFoundError:
-        return None
+    return run.status.get("host") == socket.gethostname() and torch in (
+        None,
+        package_versions().get("torch"),
+    )
 
 
 def measured(run: Run) -> Measured | None:

@@ -15,12 +15,12 @@ from typing import Any, Literal, get_args
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import Damaged, write_json
+from bidir_core.common.process import is_alive, process_identity
 from bidir_core.common.progress import PHASES, RUNS
 from bidir_core.regimes import parse_regimes
 from bidir_core.runs import shapes
 from bidir_core.runs.layout import runs_roots
 from bidir_core.runs.read import read_object, tail
-from bidir_core.runs.status import is_alive, process_identity
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled", "lost"]
 
@@ -63,7 +63,7 @@ class Job:
     queued: float = 0.0
     started: float | None = None
     finished: float | None = None
-    process: dict[str, Any] = field(default_factory=dict)  # as runs.status.process_identity
+    process: dict[str, Any] = field(default_factory=dict)  # as common.process.process_identity
     cancel_at: float | None = None
     grace_seconds: float = GRACE_SECONDS
     error: str | None = None
@@ -81,7 +81,6 @@ class Job:
 
     @property
     def line(self) -> str:
-        """The command as one types it."""
         return command_text(self.words)
 
     @property

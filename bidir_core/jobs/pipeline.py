@@ -21,7 +21,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.common.process import is_helper
 from bidir_core.common.progress import say
 from bidir_core.common.settings import command_line
-from bidir_core.data.items import Item, data_fingerprint
+from bidir_core.data.items import data_fingerprint
 from bidir_core.evaluate import evaluate, processes
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.run_scoring import refuse_trained_tasks
@@ -154,19 +154,22 @@ def report_path(config: PipelineConfig) -> Path:
 
 
 def preflight(config: PipelineConfig, stages: Sequence[Stage]) -> Known:
-    """Every check that needs no weights in memory; UserError before the first stage starts."""
+    """Every check that needs no weights in memory; UserError before the first stage starts.
+
+    The model's weight files are fetched if they are not here.
+    """
     first = stages[0].config
     assert isinstance(first, EvalConfig)
     check_data(config.data)
-    checked = loading.preflight(
-        config.model,
-        revision=config.revision,
-        dtype=config.dtype,
-        device=config.device,
-        attn=config.attn,
-        regime=config.regime,
+    checked = loading.preflight(**loading.asked_by(config, regime=config.regime))
+    folder = Path(checked.source)
+    if not checked.local:
+        folder = fetch_weights(checked.name, checked.source, checked.revision)
+    return Known(
+        model_fingerprint=fingerprint(checked.config.get_text_config(), weight_files(folder)),
+        data_fingerprint=data_fingerprint(evaluate.read_items(first)),
+        dtype=str(checked.dtype).removeprefix("torch."),
     )
-    return known_of(checked, evaluate.read_items(first))
 
 
 def _run_stage(stage: Stage, run: Run | None, runs: dict[str, Run], loader: _Loader) -> Path:
@@ -196,16 +199,10 @@ class _Loader:
     def get(self, checkpoint: str | None) -> LoadedModel:
         if self._loaded is None or self._key != checkpoint:
             self.drop()
-            config = self._config
-            self._loaded = loading.load(
-                config.model,
-                revision=config.revision,
-                checkpoint=checkpoint,
-                dtype=config.dtype,
-                device=config.device,
-                attn=config.attn,
-                regime=config.regime,
+            asked = loading.asked_by(
+                self._config, checkpoint=checkpoint, regime=self._config.regime
             )
+            self._loaded = loading.load(**asked)
             self._key = checkpoint
         return self._loaded
 
@@ -244,19 +241,6 @@ class Known:
     model_fingerprint: str
     data_fingerprint: str
     dtype: str
-
-
-def known_of(checked: loading.Preflight, items: Sequence[Item]) -> Known:
-    """From a model that was checked, its weight files fetched here, and the items."""
-    if checked.local:
-        folder = Path(checked.source)
-    else:
-        folder = fetch_weights(checked.name, checked.source, checked.revision)
-    return Known(
-        model_fingerprint=fingerprint(checked.config.get_text_config(), weight_files(folder)),
-        data_fingerprint=data_fingerprint(items),
-        dtype=str(checked.dtype).removeprefix("torch."),
-    )
 
 
 def find_run_of(
@@ -329,7 +313,6 @@ def is_run_of(run: Run, stage: Stage, trained: Run | None, known: Known) -> bool
 
 
 def _evaluates(run: Run, trained: Run) -> bool:
-    """Whether an evaluation used this fine-tune's checkpoint."""
     checkpoint = str(run.settings.get("checkpoint") or "")
     path = Path(checkpoint).expanduser()
     if checkpoint and path.resolve() == Path(checkpoint_of(trained)).resolve():

@@ -13,7 +13,7 @@ from dataclasses import Field, dataclass, fields, replace
 from typing import Any, ClassVar
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.settings import same_as, setting
+from bidir_core.common.settings import check_config, same_as, setting
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.regimes import parse_regime
 from bidir_core.train.config import FinetuneConfig
@@ -109,14 +109,11 @@ class PipelineConfig:
                 "leave it out for plain bidirectional prefill"
             )
         values["regime"] = str(regime)
-        if values["seeds"] < 1:
-            raise UserError(f"--seeds {values['seeds']}: give a number from 1 up")
-        if values["distill_anchor"] < 0:
-            raise UserError(f"--distill-anchor {values['distill_anchor']}: give a number from 0 up")
         values["evaluation"] = EvalConfig(**_known(shared, EvalConfig))
         values["training"] = FinetuneConfig(**_known(shared, FinetuneConfig), objective="3B")
         for name, value in values.items():
             object.__setattr__(self, name, value)
+        check_config(self, seeds=1, distill_anchor=0)
         plan(self)  # its stages' own checks
 
     def __getattr__(self, name: str) -> Any:
@@ -140,17 +137,19 @@ class PipelineConfig:
 
 
 # What each stage decides for itself, or a pipeline leaves as it is.
-_DECIDED = (
-    "checkpoint",
-    "regime",
-    "seed",
-    "context",
-    "weights",
-    "adapter",
-    "repeat_prompt",
-    "patch",
-    "objective",
-    "causal_anchor",
+_DECIDED = frozenset(
+    [
+        "checkpoint",
+        "regime",
+        "seed",
+        "context",
+        "weights",
+        "adapter",
+        "repeat_prompt",
+        "patch",
+        "objective",
+        "causal_anchor",
+    ]
 )
 
 

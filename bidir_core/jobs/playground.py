@@ -168,7 +168,6 @@ class ModelWorker:
             return self._answers.get(name)
 
     def log_tail(self, n_bytes: int = 4000) -> str:
-        """The end of what the worker printed."""
         try:
             size = os.fstat(self._log.fileno()).st_size
             data = os.pread(self._log.fileno(), n_bytes, max(0, size - n_bytes))
@@ -237,14 +236,8 @@ class ModelWorker:
                 answer.state, answer.error = state, error
 
 
-_shared: ModelWorker | None = None
-_shared_lock = threading.Lock()
+_shared = ModelWorker()
 
 
 def shared() -> ModelWorker:
-    """The worker of this process."""
-    global _shared
-    with _shared_lock:
-        if _shared is None:
-            _shared = ModelWorker()
-        return _shared
+    return _shared

@@ -7,7 +7,8 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,12 +47,10 @@ def submit(
     The same ``key`` returns the job it started before, and a line that is queued or running
     already is not started twice. Raises UserError when read-only or for an unknown command.
     """
-    refuse_if_read_only("start a job")
     words = tuple(str(word) for word in words)
     if not words or words[0] not in COMMANDS:
         raise UserError(f"cannot start '{' '.join(words)[:80]}'; jobs are {', '.join(COMMANDS)}")
-    root = jobs_folder()
-    with changing(root):
+    with _changing("start a job") as root:
         for job in list_jobs(root):
             if (key and job.key == key) or (job.words == words and job.is_active):
                 return job
@@ -90,9 +89,7 @@ def cancel(job_id: str, *, grace_seconds: float = GRACE_SECONDS) -> Job:
 
     After ``grace_seconds`` it is killed. Calling it again with fewer shortens the wait.
     """
-    refuse_if_read_only("cancel a job")
-    root = jobs_folder()
-    with changing(root):
+    with _changing("cancel a job") as root:
         job = find_job(job_id, root)
         if job.stored_state == "queued":
             return update(job, stored_state="cancelled", finished=time.time())
@@ -109,9 +106,7 @@ def cancel(job_id: str, *, grace_seconds: float = GRACE_SECONDS) -> Job:
 
 def resume(job_id: str) -> Job:
     """Queue an unfinished job again; it goes on with its run. Nothing happens if it is under way."""
-    refuse_if_read_only("resume a job")
-    root = jobs_folder()
-    with changing(root):
+    with _changing("resume a job") as root:
         job = find_job(job_id, root)
         if not job.can_resume:
             return job
@@ -144,9 +139,7 @@ def _run_to_resume(job: Job) -> str | None:
 
 def forget(job_id: str) -> None:
     """Remove an ended job from the history. Its runs stay."""
-    refuse_if_read_only("remove a job")
-    root = jobs_folder()
-    with changing(root):
+    with _changing("remove a job") as root:
         job = _read(root, job_id) if _ID.fullmatch(job_id) else None
         if job is None or not job.is_damaged:
             job = find_job(job_id, root)
@@ -157,9 +150,7 @@ def forget(job_id: str) -> None:
 
 def go_on(device: str) -> None:
     """Start a worker for a queue that stands still."""
-    refuse_if_read_only("start a job")
-    root = jobs_folder()
-    with changing(root):
+    with _changing("start a job") as root:
         ensure_worker(device, root)
 
 
@@ -244,6 +235,15 @@ def changing(root: Path) -> filelock.BaseFileLock:
             "in BIDIR_RUNS_DIR"
         ) from error
     return filelock.FileLock(root / ".lock", timeout=30)
+
+
+@contextmanager
+def _changing(action: str) -> Iterator[Path]:
+    """The jobs folder, locked; refused where nothing may be changed."""
+    refuse_if_read_only(action)
+    root = jobs_folder()
+    with changing(root):
+        yield root
 
 
 def update(job: Job, **changes: Any) -> Job:

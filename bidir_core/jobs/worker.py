@@ -19,10 +19,10 @@ from typing import Any
 import filelock
 
 from bidir_core.common.files import write_json
+from bidir_core.common.process import is_alive, process_identity, this_process
 from bidir_core.common.progress import JOB_DIR, PHASES
 from bidir_core.jobs.job import Job, child_environment, command_text, worker_file
 from bidir_core.jobs.queue import changing, find_job, list_jobs, log_tail, update
-from bidir_core.runs.status import is_alive, process_identity, this_process
 
 LOOK_SECONDS = 0.1  # how often a job's process and its cancel mark are looked at
 
@@ -110,18 +110,19 @@ def _watch(job: Job, ended: Callable[[], int | None]) -> None:
             last_change, current = changed, find_job(job.id, Path(job.root))
         if current.cancel_at is not None:
             if not terminated:
-                terminated = _signal(current, signal.SIGTERM)
+                terminated = True
+                _signal(current, signal.SIGTERM)
             if not killed and time.time() > current.cancel_at + current.grace_seconds:
-                killed = _signal(current, signal.SIGKILL)
+                killed = True
+                _signal(current, signal.SIGKILL)
         time.sleep(LOOK_SECONDS)
     if killed:  # and any other process of its group
         _signal_group(current.process["pid"], signal.SIGKILL)
 
 
-def _signal(job: Job, number: int) -> bool:
+def _signal(job: Job, number: int) -> None:
     if is_alive(job.process):
         _signal_group(job.process["pid"], number)
-    return True
 
 
 def _signal_group(pid: int, number: int) -> None:

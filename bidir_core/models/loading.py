@@ -109,6 +109,14 @@ class Preflight:
     adapter: str = "merged"
 
 
+_ASKED = ("model", "revision", "checkpoint", "dtype", "device", "attn", "weights", "adapter")
+
+
+def asked_by(config: Any, **others: Any) -> dict[str, Any]:
+    """What a configuration, or a parsed command line, says of its model: for :func:`preflight`."""
+    return {name: getattr(config, name) for name in _ASKED if hasattr(config, name)} | others
+
+
 def preflight(
     model: str,
     *,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bidir_core.common.errors import UserError
-from bidir_core.data import fetch, gguf_local
+from bidir_core.data import fetch
 from bidir_core.data.assets import EMBEDDED_MODEL, EMBEDDED_MODELS, absolute_place
 from bidir_core.models.weight_files import check_weights, read_json
 
@@ -37,6 +37,8 @@ def find_source(model: str, revision: str | None) -> tuple[str, bool]:
                 "local; leave it out"
             )
         if gguf:
+            from bidir_core.data import gguf_local
+
             return str(gguf_local.folder_of(path)), True
         folder = fetch.ensure(model) if model in EMBEDDED_MODELS else path
         return str(_model_folder(folder)), True

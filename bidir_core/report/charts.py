@@ -13,12 +13,11 @@ from markupsafe import Markup
 
 from bidir_core.analyse.contrasts import Contrast, cell_title, level
 from bidir_core.analyse.study import CAUSAL, NAMES, ordered_cells
-from bidir_core.analyse.verdict import Judgement
+from bidir_core.analyse.verdict import Judgement, ends_text
 from bidir_core.common import formatting
 from bidir_core.data.item_texts import visible
 from bidir_core.regimes import parse_regime
 from bidir_core.report import plots
-from bidir_core.report.markdown import interval_text
 from bidir_core.report.rows import Look, Row, interval_rows
 from bidir_core.report.sections import FRONT
 
@@ -80,7 +79,7 @@ def verdict_row(label: str, delta: float, judged: Judgement, total: bool = False
     text, estimate = formatting.points(delta, signed=True), judged.estimate
     if estimate is None:
         return Row(label, f"{text}, no interval", delta, total=total)
-    text = f"{text} ({interval_text(estimate)})"
+    text = f"{text} ({ends_text(estimate.low, estimate.high)})"
     return Row(label, text, delta, estimate.low, estimate.high, judged.verdict, total)
 
 

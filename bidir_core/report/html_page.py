@@ -22,7 +22,7 @@ from bidir_core.data.item_texts import visible
 from bidir_core.report.charts import Chart, charts
 from bidir_core.report.markdown import Table
 from bidir_core.report.sections import ALL_SECTIONS, FLIPS, Section
-from bidir_core.report.top_flips import CLASSES, TOP, flip_tables
+from bidir_core.report.top_flips import TOP, flip_tables
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
@@ -36,21 +36,9 @@ POLICY = (
     "base-uri 'none'; form-action 'none'"
 )
 
-MADE_HEADING = "How This Was Made"
-
 FOLDED = 24  # a table with more rows than this is folded away
-
 LONG = 24  # a code cell with more characters may break anywhere
-
 OPENING = 110  # characters of a question that stand in the flips' table
-
-MARKS = {"broken": "▼ broken", "fixed": "▲ fixed", "changed_wrong": "◇ other wrong"}
-
-WORDS = {
-    "broken": "broken (right to wrong)",
-    "fixed": "fixed (wrong to right)",
-    "changed_wrong": "wrong to another wrong",
-}
 
 Block = Markup | Table | Chart
 
@@ -86,14 +74,10 @@ def page(report: Report, only: Collection[str] | None = None) -> str:
         policy=POLICY,
         title=report.title,
         css=inlined("report.css", "rows.css"),
-        contents=[*contents, ("made", MADE_HEADING)],
+        contents=contents,
         sections=sections,
         flips=flips,
         flips_heading=ALL_SECTIONS[FLIPS],
-        made_heading=MADE_HEADING,
-        classes=CLASSES,
-        marks=MARKS,
-        words=WORDS,
         top=TOP,
         folded=FOLDED,
         long=LONG,

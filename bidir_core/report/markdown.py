@@ -14,8 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from bidir_core.analyse import stats
-from bidir_core.analyse.verdict import retention_text
+from bidir_core.analyse.verdict import ends_text, estimate_text, retention_text
 from bidir_core.common import formatting
 
 Kind = Literal[
@@ -45,16 +44,12 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]|~$])")  # what marks up within a line
 class Interval(NamedTuple):
     """Two ends, as fractions; printed in points (``interval``) or as accuracies (``spread``).
 
-    A number that carries its interval is an ``estimate`` (points) or a ``retention`` (percent).
+    An Estimate has ends too; with its value it prints as an ``estimate`` (points) or, of what is
+    kept, as a ``retention`` (percent).
     """
 
     low: float
     high: float
-
-    @classmethod
-    def of(cls, estimate: stats.Estimate | None) -> Interval | None:
-        """The ends of an estimate, if there is one."""
-        return None if estimate is None else cls(estimate.low, estimate.high)
 
 
 @dataclass(frozen=True)
@@ -168,12 +163,6 @@ def bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines if line)
 
 
-def interval_text(interval: Interval | stats.Estimate) -> str:
-    """``-5.9 to -3.5``, in points."""
-    low, high = (formatting.points(end, signed=True) for end in (interval.low, interval.high))
-    return f"{low} to {high}"
-
-
 def cell_text(value: Any, column: Column) -> str:
     """A cell as plain text on one line, not escaped for anything."""
     if value is None:
@@ -183,11 +172,11 @@ def cell_text(value: Any, column: Column) -> str:
         # Also a word in a number's place, such as "not run".
         return formatting.visible(" ".join(str(value).split()))
     if kind == "interval":
-        return interval_text(value)
+        return ends_text(value.low, value.high)
     if kind == "spread":
         return f"{value.low:.4f} to {value.high:.4f}"
     if kind == "estimate":
-        return f"{formatting.points(value.value, signed=True)} ({interval_text(value)})"
+        return estimate_text(value)
     if kind == "retention":
         return retention_text(value, short=True)
     form = {

@@ -23,7 +23,6 @@ from bidir_core.report.paper_figures import FIGURES, save, style
 from bidir_core.report.sections import Report, build_sections
 
 PAPER = MadeFolder("--paper", "bidir_core report --paper")
-
 Tell = Callable[[float, str], object]  # the share that is done, and what comes next
 
 
@@ -177,7 +176,6 @@ _COMMANDS = {
 
 # Two hyphens side by side would be set as one longer dash.
 _LIGATURES = re.compile(r"(?<=-)(?=-)")
-
 LONG_CELL = 32  # characters: a column of text with a longer cell wraps
 LONG_TABLE = 30  # rows: a longer table runs over pages
 

@@ -26,7 +26,6 @@ from bidir_core.runs.run import Run
 
 Status = Literal["supported", "undecided", "refuted"]
 Wanted = Literal["lower", "higher", "not lower"]
-
 METRICS = {"acc": "accuracy", "acc_norm": "length-normalised accuracy"}
 
 _HOLDS: dict[Wanted, tuple[Verdict, ...]] = {
@@ -56,15 +55,15 @@ MCNEMAR = "exact McNemar test, Holm-adjusted over the tasks, and Tango's score i
 class Claim:
     """``quantity`` is what ``interval`` estimates, as a fraction; ``numbers`` stand beside it."""
 
-    statement: str
+    claim: str
     status: Status
+    reason: str
     quantity: str
-    test: str
-    interval: stats.Estimate | None
     numbers: dict[str, Any]
+    test: str
     runs: tuple[str, ...]
-    reason: str = ""
-    cautions: tuple[str, ...] = ()
+    cautions: tuple[str, ...]
+    interval: stats.Estimate | None
 
 
 def status_of(verdict: Verdict, wanted: Wanted) -> Status:
@@ -147,13 +146,13 @@ def _of_contrast(
     return Claim(
         statement,
         status_of(judgement.verdict, wanted),
-        contrast.title + (f", {row.task}" if row else ""),
-        test,
-        source.interval,
-        values | _ends(source.interval),
-        tuple(dict.fromkeys(run for pair in contrast.runs for run in pair)),
         "" if source.interval else "no interval can be computed from what the runs hold",
+        contrast.title + (f", {row.task}" if row else ""),
+        values | _ends(source.interval),
+        test,
+        tuple(dict.fromkeys(run for pair in contrast.runs for run in pair)),
         tuple(dict.fromkeys(_cautions(numbers, contrast, row))),
+        source.interval,
     )
 
 
@@ -169,18 +168,28 @@ def _interaction(numbers: Findings, arm: Arm) -> Claim:
         cells = [study.runs(arm, regime), study.runs(arm, CAUSAL)]
         runs = tuple(run.id for by_seed in cells for run in by_seed.values())
         quantity, reason = "interaction with the control", f"not tested: {interaction}"
-        return Claim(statement, "undecided", quantity, INTERACTION, None, {}, runs, reason)
+        return Claim(
+            statement,
+            "undecided",
+            reason,
+            quantity,
+            {},
+            INTERACTION,
+            runs,
+            cautions=(),
+            interval=None,
+        )
     estimate = interaction.effect.estimate
     return Claim(
         statement,
         status_of(numbers.judged(estimate).verdict, "higher"),
-        f"({arm.title} minus {interaction.control.title} under {regime}) - (the same under causal)",
-        INTERACTION,
-        estimate,
-        {"difference": estimate.value} | _ends(estimate),
-        tuple(dict.fromkeys(run for ids in interaction.runs for run in ids)),
         "",
+        f"({arm.title} minus {interaction.control.title} under {regime}) - (the same under causal)",
+        {"difference": estimate.value} | _ends(estimate),
+        INTERACTION,
+        tuple(dict.fromkeys(run for ids in interaction.runs for run in ids)),
         (*_training_cautions(numbers, len(interaction.effect.per_seed)), *_fold_cautions(numbers)),
+        estimate,
     )
 
 
@@ -237,13 +246,9 @@ def _ends(interval: stats.Estimate | None) -> dict[str, float]:
 
 
 def claims_table(claims: Iterable[Claim]) -> Table:
-    columns = [
-        Column("Claim"),
-        Column("Statement"),
-        Column("Difference (points)", "estimate", "no interval"),
-        Column("Status"),
-    ]
-    rows = [(f"C{i}", c.statement, c.interval, c.status) for i, c in enumerate(claims, 1)]
+    difference = Column("Difference (points)", "estimate", "no interval")
+    columns = [Column("Claim"), Column("Statement"), difference, Column("Status")]
+    rows = [(f"C{i}", c.claim, c.interval, c.status) for i, c in enumerate(claims, 1)]
     return Table("claims", columns, list(rows))
 
 
@@ -256,17 +261,7 @@ def claims_json(numbers: Findings, claims: Sequence[Claim]) -> dict[str, Any]:
         **{name: settings.get(name) for name in ("split", "fold", "limit", "sample")},
         "rule": RULE,
         "claims": [
-            {
-                "id": f"C{number}",
-                "claim": claim.statement,
-                "status": claim.status,
-                "reason": claim.reason,
-                "quantity": claim.quantity,
-                "numbers": claim.numbers,
-                "test": claim.test,
-                "runs": claim.runs,
-                "cautions": claim.cautions,
-            }
+            {"id": f"C{number}"} | {k: v for k, v in vars(claim).items() if k != "interval"}
             for number, claim in enumerate(claims, 1)
         ],
     }

@@ -41,9 +41,7 @@ LOOKS = {  # colour and symbol of an arm's objective
 }
 
 PANELS_A_ROW = 3
-
 WIDTH = 6.3  # inches: the text width of an A4 page
-
 DPI = 200  # of the PNG
 
 

@@ -26,11 +26,8 @@ from bidir_core.report.plots import (
 
 # First regime, second, and so on.
 COLOURS = ((GREY, "circle"), (BLUE, "diamond"), (GREEN, "square"), (RED, "triangle-up"))
-
 SCALE = "Viridis"
-
 AXIS = PLAIN_AXIS | {"ticks": ""}
-
 Values = Sequence[float] | np.ndarray
 
 
@@ -168,13 +165,9 @@ def _tick(n: int) -> int:
 # Figures of observed attention by token: arrays in, Plotly out.
 
 LOWEST = -5.0  # log10 of the smallest weight told apart: 0.001 %
-
 DIVERGING = [[0, RED], [0.5, "rgba(127,127,127,0.40)"], [1, BLUE]]
-
 HIDDEN = "rgba(127,127,127,0.16)"
-
 ROOMY = 44  # tokens that still have room for their labels
-
 MAX_CLICKS = 160  # clickable cells a side
 
 

@@ -25,7 +25,6 @@ from bidir_core.report.plots import (
 )
 
 SERIES = ((BLUE, "circle"), (RED, "square"), (GREEN, "diamond"), (GREY, "triangle-up"))
-
 HEIGHT, LEFT, RIGHT = 300, 58, 104  # the same margins, so that charts of layers line up
 
 # Lower than causal is orange, higher is green; in the middle the page shows through.
@@ -92,15 +91,7 @@ def curves(
             selected={"marker": {"opacity": 1}},
         )
         ring = frame[frame["slug"] == chosen]
-        if len(ring):
-            figure.add_scatter(
-                x=ring["x"],
-                y=ring["y"],
-                mode="markers",
-                hoverinfo="skip",
-                showlegend=False,
-                marker={"size": 18, "symbol": "circle-open", "color": colour, "line": {"width": 2}},
-            )
+        _add_marks(figure, ring["x"], ring["y"], 18, colour, "circle-open", line={"width": 2})
     top = 44 if len(frames) > 1 else 14
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
     margins = (LEFT, RIGHT, top, 48)
@@ -117,6 +108,22 @@ def curves(
     )
     figure.update_yaxes(title=y_title, **GRID_AXIS)
     return figure
+
+
+def _add_marks(
+    figure: go.Figure,
+    x: pd.Series,
+    y: pd.Series,
+    size: float,
+    colour: str,
+    symbol: str = "circle",
+    **marker: Any,
+) -> None:
+    """Points to look at, which take no clicks; none where there are none."""
+    if len(x):
+        marker |= {"size": size, "color": colour, "symbol": symbol}
+        options = {"mode": "markers", "hoverinfo": "skip", "showlegend": False}
+        figure.add_scatter(x=x, y=y, marker=marker, **options)
 
 
 def layer_map(frame: pd.DataFrame, n_layers: int, *, unit: str, chosen: str = "") -> go.Figure:
@@ -155,23 +162,10 @@ def layer_map(frame: pd.DataFrame, n_layers: int, *, unit: str, chosen: str = ""
     size = max(6, min(24, 620 // max(n_layers, 1)))
     slugs, texts = frame[["slug"]].to_numpy(), [inert(text) for text in frame["text"]]
     add_clickable(figure, frame["start"], y, size, customdata=slugs, text=texts, hoverinfo="text")
-    sure = frame[frame["different"]]
-    figure.add_scatter(
-        x=sure["start"],
-        y=[row[width] for width in sure["width"]],
-        mode="markers",
-        hoverinfo="skip",
-        marker={"size": 4, "color": GREY},
-    )
-    ring = frame[frame["slug"] == chosen]
-    if len(ring):
-        figure.add_scatter(
-            x=ring["start"],
-            y=[row[width] for width in ring["width"]],
-            mode="markers",
-            hoverinfo="skip",
-            marker={"size": size, "symbol": "square-open", "color": BLUE, "line": {"width": 3}},
-        )
+    sure, ring = frame[frame["different"]], frame[frame["slug"] == chosen]
+    _add_marks(figure, sure["start"], sure["width"].map(row), 4, GREY)
+    line = {"width": 3}
+    _add_marks(figure, ring["start"], ring["width"].map(row), size, BLUE, "square-open", line=line)
     height = 58 + max(90, min(34, 460 // len(widths)) * len(widths))
     lay_out(figure, height, (LEFT, RIGHT, 10, 48))
     figure.update_xaxes(

@@ -36,7 +36,6 @@ from bidir_core.runs.run import Run
 PLAIN = "bidirectional"
 SINK = "bidirectional:sink=1"
 HIDDEN = "causal:hide=0"
-
 Outcome = Literal["supports", "refutes", "undecided"]
 Key = tuple[tuple[str, str], ...]
 

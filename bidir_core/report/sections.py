@@ -262,9 +262,7 @@ _SECTIONS: dict[str, tuple[str, Callable[[Findings], Sequence[Part]]]] = {
 }
 
 FRONT = "answers"
-
 FLIPS = "flips"  # the items themselves are listed in the HTML file only
-
 ALL_SECTIONS = {key: heading for key, (heading, _) in _SECTIONS.items()}
 ALL_SECTIONS[FLIPS] = "The Items Behind the Numbers: Flips"
 

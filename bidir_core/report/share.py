@@ -58,7 +58,6 @@ RESTORED = {
 # Settings that two runs of the same items, regime and number format must share to be alike.
 READING = ("checkpoint", "context", "bos", "patch")
 MEASURES = {"future": "on later tokens", "first": "on the first token"}
-
 Tell = Callable[[float, str], object]  # the share that is done, and what comes next
 
 
@@ -71,25 +70,8 @@ class Strip(NamedTuple):
     text: str = ""
 
 
-@dataclass(frozen=True)
-class Attention:
-    """Of an item's prompt: ``shares[measure][regime]``, a share of the attention for each layer."""
-
-    shares: Mapping[str, Mapping[str, Sequence[float]]]
-
-    def mean(self, measure: str, regime: str) -> float:
-        layers = self.shares[measure][regime]
-        return math.fsum(layers) / len(layers)
-
-    def strips(self) -> list[tuple[str, list[Strip]]]:
-        return [
-            (
-                f"{MEASURES[measure]}, {regime}",
-                [Strip(x, f"Layer {i}: {100 * x:.0f} %") for i, x in enumerate(layers)],
-            )
-            for measure, by_regime in self.shares.items()
-            for regime, layers in by_regime.items()
-        ]
+# Of an item's prompt, by measure and regime: a share of the attention for each layer.
+Attention = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 @dataclass(frozen=True)
@@ -113,20 +95,6 @@ class ItemPage:
         sides = [[choice.ll_a for choice in self.row.choices], [c.ll_b for c in self.row.choices]]
         first, second = map(_softmax, sides)
         return list(zip(first, second, strict=True))
-
-    def dial_strips(self) -> list[tuple[str, list[Strip]]]:
-        return dial_strips(self.dials or {})
-
-    def layer_strips(self) -> list[tuple[str, list[Strip]]]:
-        return layer_strips(self.why or {})
-
-    def token_strip(self) -> list[Strip]:
-        why = self.why or {}
-        strip = []
-        for point in why["tokens"]:
-            text = "".join(why["pieces"][point["first"] : point["last"] + 1])
-            strip.append(restored(why, point, "causal again", text))
-        return strip
 
 
 @dataclass(frozen=True)
@@ -259,6 +227,10 @@ def render(site: Site) -> dict[str, str]:
             before=pages[index - 1] if index else None,
             after=pages[index + 1] if index + 1 < len(pages) else None,
             measures=MEASURES,
+            attention_strips=attention_strips,
+            dial_strips=dial_strips,
+            layer_strips=layer_strips,
+            token_strip=token_strip,
             strengths=[f"{strength:g}" for strength in STRENGTHS],
         )
     return files
@@ -371,7 +343,7 @@ def _read_attention(run: Run) -> Attention | None:
         }
         numbers = [x for by in shares.values() for layers in by.values() for x in layers]
         are_shares = numbers and all(0 <= x <= 1.001 for x in numbers)
-        return Attention(shares) if are_shares and all(map(len, shares["first"].values())) else None
+        return shares if are_shares and all(map(len, shares["first"].values())) else None
     except (KeyError, TypeError, ValueError):
         return None
 
@@ -448,6 +420,26 @@ def dial_strips(dials: Mapping[str, Any]) -> list[tuple[str, list[Strip]]]:
         (label, [at(x, f"{label}, strength {s:g}") for s, x in zip(STRENGTHS, row)])
         for label, row in rows
     ]
+
+
+def attention_strips(shares: Attention) -> list[tuple[str, list[Strip]]]:
+    return [
+        (
+            f"{MEASURES[measure]}, {regime}",
+            [Strip(x, f"Layer {i}: {100 * x:.0f} %") for i, x in enumerate(layers)],
+        )
+        for measure, by_regime in shares.items()
+        for regime, layers in by_regime.items()
+    ]
+
+
+def token_strip(why: Mapping[str, Any]) -> list[Strip]:
+    """What putting each prompt token back to causal does, with the token's text."""
+    strip = []
+    for point in why["tokens"]:
+        text = "".join(why["pieces"][point["first"] : point["last"] + 1])
+        strip.append(restored(why, point, "causal again", text))
+    return strip
 
 
 def layer_strips(why: Mapping[str, Any]) -> list[tuple[str, list[Strip]]]:

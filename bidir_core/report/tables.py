@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bidir_core.analyse import stats
 from bidir_core.analyse.contrasts import (
     BASES,
     Contrast,
@@ -87,21 +86,16 @@ def curve_table(finetunes: Mapping[Arm, Mapping[int, Run]]) -> Table:
 
 def cost_table(study: Study) -> Table:
     """What each run took; the last line is the sum."""
-    rows: list[list[Entry]] = []
+    columns = [
+        Column("Run", "code"),
+        Column("What"),
+        Column("Device"),
+        Column("Seconds", "number", "-"),
+        Column("Computed tokens", "count", "-"),
+        Column("Tokens per second", "number", "-"),
+    ]
+    table = Table("cost", columns)
     total_seconds, total_tokens = 0.0, 0
-
-    def add(run: str, label: str, device: str | None, seconds: Any, tokens: Any, rate: Any) -> None:
-        rows.append(
-            [
-                ("Run", "code", run),
-                ("What", "text", label),
-                ("Device", "text", device),
-                ("Seconds", "number", seconds, "-"),
-                ("Computed tokens", "count", tokens, "-"),
-                ("Tokens per second", "number", rate, "-"),
-            ]
-        )
-
     for label, _, run in labelled_runs(study):
         cost = (run.metrics or {}).get("cost") or {}
         if not cost:
@@ -113,12 +107,12 @@ def cost_table(study: Study) -> Table:
         device = cost.get("device")
         if cost.get("shared_device"):
             device = f"{device} (shared with other runs)"
-        add(run.id, label, device, seconds, tokens, rate)
+        table.rows.append([run.id, label, device, seconds, tokens, rate])
         total_seconds += seconds or 0.0
         total_tokens += tokens or 0
-    if rows:
-        add("", "together", "", total_seconds, total_tokens, None)
-    return Table.of("cost", rows)
+    if table:
+        table.rows.append(["", "together", "", total_seconds, total_tokens, None])
+    return table
 
 
 def artifact_table(study: Study) -> Table:
@@ -211,7 +205,7 @@ def macro_table(study: Study, against_base: Mapping[Cell, Contrast]) -> Table:
                 ("n", "count", acc.n if acc else None),
                 ("Seeds", "count", len(runs)),
                 ("Macro acc", "acc", acc.value if acc else None, NOT_RUN),
-                ("95 % CI", "spread", Interval.of(acc.interval) if acc else None, "-"),
+                ("95 % CI", "spread", acc and acc.interval, "-"),
                 ("Seeds low to high", "spread", Interval(*spread) if spread else None, "-"),
                 ("Macro acc_norm", "acc", norm.value if norm else None, "-"),
                 ("Above chance kept", "retention", contrast and contrast.above_chance, "-"),
@@ -298,13 +292,13 @@ def two_by_two_table(study: Study, metric: Metric) -> Table:
             if under is None and causal is None:
                 continue
             change = under.value - causal.value if under and causal else None
-            causal_ends = Interval.of(causal.interval) if causal else None
+            causal_ends = causal and causal.interval
             rows.append(
                 [
                     ("Arm", "text", arm.title),
                     ("Regime", "code", regime),
                     ("Under the regime", "acc", under.value if under else None, NOT_RUN),
-                    ("95 % CI", "spread", Interval.of(under.interval) if under else None, "-"),
+                    ("95 % CI", "spread", under and under.interval, "-"),
                     ("Causal", "acc", causal.value if causal else None, NOT_RUN),
                     ("95 % CI (causal)", "spread", causal_ends, "-"),
                     ("Regime minus causal", "points", change, "-"),
@@ -331,7 +325,7 @@ def contrast_table(contrasts: Sequence[Contrast]) -> Table:
                 ("From", "acc", contrast.acc_a),
                 ("To", "acc", contrast.acc_b),
                 ("Difference (points)", "points", contrast.value),
-                ("95 % CI (points)", "interval", Interval.of(contrast.interval), "none"),
+                ("95 % CI (points)", "interval", contrast.interval, "none"),
                 ("Seeds low to high (points)", "interval", seeds, "-"),
                 ("Verdict", "text", word(contrast.judgement)),
                 ("Detectable (points)", "points", contrast.detectable, "-"),
@@ -355,7 +349,7 @@ def test_table(contrasts: Sequence[Contrast]) -> Table:
                     ("Task", "code", task.task),
                     ("n", "count", task.n, "-"),
                     ("Difference (points)", "points", task.delta),
-                    ("95 % CI (points)", "interval", Interval.of(task.interval), "-"),
+                    ("95 % CI (points)", "interval", task.interval, "-"),
                     ("Broken", "number", task.judgement.broken, "-"),
                     ("Fixed", "number", task.judgement.fixed, "-"),
                     ("Wrong to another wrong", "number", task.changed_wrong, "-"),
@@ -370,41 +364,31 @@ def test_table(contrasts: Sequence[Contrast]) -> Table:
 def interaction_table(numbers: Findings) -> Table:
     """(arm - control under the regime) - (arm - control, causal), macro and by task."""
     study = numbers.study
-    rows: list[list[Entry]] = []
-
-    def add(
-        arm: Arm,
-        control: str | None,
-        task: str,
-        estimate: stats.Estimate | None,
-        seeds: str | None,
-        verdict: str,
-    ) -> None:
-        rows.append(
-            [
-                ("Arm", "text", arm.title),
-                ("Control", "text", control),
-                ("Regime", "code", study.own_regime(arm)),
-                ("Task", "text", task),
-                ("n", "count", estimate and estimate.n, "-"),
-                ("Interaction (points)", "points", estimate and estimate.value, NOT_RUN),
-                ("95 % CI (points)", "interval", Interval.of(estimate), "-"),
-                ("By seed", "text", seeds),
-                ("Verdict", "text", verdict),
-            ]
-        )
-
+    columns = [
+        Column("Arm"),
+        Column("Control"),
+        Column("Regime", "code"),
+        Column("Task"),
+        Column("n", "count", "-"),
+        Column("Interaction (points)", "points", NOT_RUN),
+        Column("95 % CI (points)", "interval", "-"),
+        Column("By seed"),
+        Column("Verdict"),
+    ]
+    table = Table("interaction", columns)
     for arm in study.trained("3B", "distill"):
-        result = numbers.interaction(arm)
+        result, regime = numbers.interaction(arm), study.own_regime(arm)
         if isinstance(result, str):
-            add(arm, None, "macro", None, None, result)
+            table.rows.append([arm.title, None, regime, "macro", None, None, None, None, result])
             continue
-        effect, control = result.effect, result.control.title
-        seeds = ", ".join(f"{100 * seed:+.1f}" for seed in effect.per_seed)
+        effect, who = result.effect, [arm.title, result.control.title, regime]
+        seeds: str | None = ", ".join(f"{100 * seed:+.1f}" for seed in effect.per_seed)
         for task, estimate in {"macro": effect.estimate, **effect.per_task}.items():
             verdict = word(numbers.judged(estimate))
-            add(arm, control, task, estimate, seeds if task == "macro" else None, verdict)
-    return Table.of("interaction", rows)
+            numbers_shown = [estimate.n, estimate.value, estimate]
+            table.rows.append([*who, task, *numbers_shown, seeds, verdict])
+            seeds = None  # of the macro alone
+    return table
 
 
 MOST_P_VALUES = 3

@@ -17,9 +17,7 @@ from bidir_core.data import item_texts
 from bidir_core.runs.run import Run
 
 CLASSES = ("broken", "fixed", "changed_wrong")
-
 TOP = 40  # of each class: what a reader looks at, in a file small enough to mail
-
 CONTEXT, CHOICE = 900, 400  # characters kept of each
 
 

@@ -6,8 +6,8 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import fields
+from contextlib import contextmanager, suppress
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,13 +16,15 @@ import filelock
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import one_line, remove_left_overs
 from bidir_core.common.settings import flag_of, from_json
-from bidir_core.data.assets import absolute_place
-from bidir_core.data.sampling import absolute_items
-from bidir_core.data.tasks import absolute_task
-from bidir_core.regimes import parse_regime
-from bidir_core.runs.layout import check_name, refuse_if_read_only, runs_roots, split_folder_name
+from bidir_core.runs.layout import (
+    check_name,
+    is_locked,
+    refuse_if_read_only,
+    run_lock,
+    runs_roots,
+    split_folder_name,
+)
 from bidir_core.runs.run import Run, is_run_folder
-from bidir_core.runs.status import is_locked, run_lock
 
 _ID = re.compile(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+(/points/[A-Za-z0-9._-]+)?")
 
@@ -165,8 +167,9 @@ def resumable(
 ) -> tuple[Run, ConfigT]:
     """The run and its recorded settings; a finished one too (then there is nothing left to do).
 
-    ``given`` are the settings named on this command line. Raises UserError for a run that is not
-    there, is damaged or of another kind, and, naming them, for identity fields that differ.
+    ``given`` are the settings named on this command line, of which those take effect that decide
+    only where and how the work is done. Raises UserError for a run that is not there, is damaged or
+    of another kind, and, naming them, for identity fields that differ.
     """
     run = find_run(reference, roots=[runs_dir] if runs_dir else None)
     if run.state == "corrupt":
@@ -180,7 +183,9 @@ def resumable(
             f"cannot resume '{run.id}' with {', '.join(changed)}: that is another run; leave the "
             "flag out, or start a new run without --resume"
         )
-    return run, config
+    runtime = {spec.name for spec in fields(config) if spec.metadata["role"] == "runtime"}  # type: ignore[arg-type]
+    now = {name: value for name, value in given.items() if name in runtime - {"runs_dir", "name"}}
+    return run, replace(config, **now)  # type: ignore[type-var]
 
 
 def changed_identity(recorded: Any, given: Mapping[str, Any]) -> list[str]:
@@ -190,14 +195,18 @@ def changed_identity(recorded: Any, given: Mapping[str, Any]) -> list[str]:
         if spec.metadata["role"] != "identity" or spec.name not in given:
             continue
         was, now = getattr(recorded, spec.name), given[spec.name]
-        if spec.name == "regime":
-            now = str(parse_regime(now))
-        if spec.name == "tasks":
-            now = tuple(absolute_task(task) for task in now)
-        if spec.name == "items_file":
-            now = absolute_items(now)
-        if spec.name in ("model", "data") and was != now:
-            now = absolute_place(now)
+        with suppress(UserError):  # as a config stores it: an absolute path, a regime as it prints
+            now = getattr(replace(recorded, **{spec.name: now}), spec.name)
         if was != now:
             changed.append(f"{flag_of(spec)} {now} (the run has {was})")
     return changed
+
+
+def check_same(run: Run, key: str, current: str, subject: str) -> None:
+    """UserError if a run that is to be resumed was made with other data or another model."""
+    recorded = run.config.get(key)
+    if recorded is not None and recorded != current:
+        raise UserError(
+            f"cannot resume '{run.id}': {subject} changed since it was started; start a new run "
+            "without --resume"
+        )

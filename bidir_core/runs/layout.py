@@ -6,11 +6,14 @@ runs/lab/<folder>/points/<slug of the regime>/        each point of a sweep is a
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+import filelock
 
 from bidir_core.common.errors import UserError
 from bidir_core.regimes import Regime, parse_regime
@@ -254,3 +257,30 @@ def new_run_folder(
             f"cannot write runs to '{root}' ({error.strerror or error}); "
             "give a writable folder with --runs-dir or BIDIR_RUNS_DIR"
         ) from error
+
+
+# Whoever writes a run holds its lock, whatever the clocks, hosts and process ids say.
+
+
+def run_lock(folder: Path) -> filelock.BaseFileLock:
+    """The lock of a run folder; ``filelock.Timeout`` on acquiring it while somebody holds it."""
+    # Readers hold the lock for an instant to test it: then a short wait is enough.
+    wait = 0 if is_locked(folder) else 0.5
+    return filelock.FileLock(folder / ".lock", timeout=wait, poll_interval=0.01)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether somebody writes the run now. Creates nothing."""
+    try:
+        handle = os.open(folder / ".lock", os.O_RDONLY | os.O_NONBLOCK)
+    except (OSError, ValueError):
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(handle)

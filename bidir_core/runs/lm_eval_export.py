@@ -29,7 +29,7 @@ from bidir_core.runs.lm_eval_read import READ_VERSION
 from bidir_core.runs.metrics import NO_NORM_TASKS, standard_error
 from bidir_core.runs.run import Run
 
-_COLUMNS = (
+_COLUMNS = [
     "task",
     "doc_id",
     "doc_hash",
@@ -40,7 +40,7 @@ _COLUMNS = (
     "correct",
     "correct_norm",
     "error",
-)
+]
 
 
 def export_run(run: Run, out: Path | str) -> tuple[list[Path], list[str]]:

@@ -178,6 +178,9 @@ def _record(sample: Sample) -> dict[str, Any]:
 # Where lm-eval's model arguments name the weights, in the order in which lm-eval looks.
 _MODEL_KEYS = ("pretrained", "model", "path", "engine")
 _TASK_VERSION = 1.0  # of lm-eval's tasks that ours equal
+# Kept as lm-eval has it, for whoever asks later.
+_KEPT_OF_CONFIG = ("model", "model_args", "model_sha", "limit", "batch_size")
+_KEPT_OF_RESULTS = ("system_instruction", "chat_template_sha", "git_hash")
 
 
 def _settings(
@@ -291,14 +294,8 @@ def _facts(
             "results_file": output.results_path.name,
             "task_names": {lm_task: task for lm_task, task in names.items() if lm_task != task},
             "task_versions": {t: output.part("versions").get(t) for t in names},
-            "model": config.get("model"),
-            "model_args": config.get("model_args"),
-            "model_sha": config.get("model_sha") or None,
-            "limit": config.get("limit"),
-            "batch_size": config.get("batch_size"),
-            "system_instruction": results.get("system_instruction"),
-            "chat_template_sha": results.get("chat_template_sha"),
-            "git_hash": results.get("git_hash"),
+            **{name: config.get(name) for name in _KEPT_OF_CONFIG},
+            **{name: results.get(name) for name in _KEPT_OF_RESULTS},
             "notes": list(notes),
         },
     }

@@ -14,7 +14,6 @@ give its own accuracy is refused.
 from __future__ import annotations
 
 import gzip
-import json
 import math
 import re
 import zlib
@@ -27,6 +26,7 @@ import numpy as np
 
 from bidir_core.common.errors import UserError
 from bidir_core.data.items import Item, choice_lengths, hash_doc
+from bidir_core.data.source import parse_json
 from bidir_core.data.tasks import TASKS
 from bidir_core.runs.records import unusable
 from bidir_core.runs.shapes import ANY, TEXTS, Kind, ListOf, MapOf, fields, problem
@@ -172,24 +172,9 @@ def _read_bytes(path: Path) -> bytes:
     return data
 
 
-def _parse(data: bytes, **options: Any) -> Any:
-    try:
-        value = json.loads(data, **options)
-        if b"\\u" in data:
-            json.dumps(value, ensure_ascii=False).encode()
-        return value
-    except UnicodeEncodeError:
-        raise _Bad("holds a lone surrogate, which is no text") from None
-    except (ValueError, RecursionError) as error:
-        raise _Bad(f"not JSON in UTF-8 ({error}); it may be cut short") from error
-
-
 def _read_results(path: Path) -> dict[str, Any]:
-    try:
-        # NaN, which lm-eval may write, would not go into our files.
-        value = _parse(_read_bytes(path), parse_constant=lambda _: None)
-    except _Bad as error:
-        raise UserError(f"{path}: {error}") from error
+    # NaN, which lm-eval may write, would not go into our files.
+    value = parse_json(_read_bytes(path), str(path), parse_constant=lambda _: None)
     needed = ("results", "configs", "config")
     if not isinstance(value, dict) or not all(isinstance(value.get(k), dict) for k in needed):
         raise UserError(
@@ -253,8 +238,9 @@ def read_task(output: LmEvalOutput, task: str, name: str) -> tuple[list[Sample],
     filters: list[str] = []  # a task with several has all its samples once for each
     n_edited, number = 0, 1
     try:
-        for number, line in _numbered(_read_bytes(path)):
-            record = _checked(line)
+        for number, line in _numbered(path):
+            where = f"{path}, line {number}"
+            record = _checked(parse_json(line, where) if isinstance(line, bytes) else line)
             filter_name = str(record.get("filter", "none"))
             if filter_name not in filters:
                 filters.append(filter_name)
@@ -294,16 +280,16 @@ def read_task(output: LmEvalOutput, task: str, name: str) -> tuple[list[Sample],
     return ordered, notes
 
 
-def _numbered(data: bytes) -> Iterator[tuple[int, Any]]:
+def _numbered(path: Path) -> Iterator[tuple[int, Any]]:
     """Samples: a line each or, as lm-eval wrote them before 0.4.4, the values of one JSON list."""
+    data = _read_bytes(path)
     if data.lstrip()[:1] == b"[":
-        yield from enumerate(_parse(data), start=1)
+        yield from enumerate(parse_json(data, str(path)), start=1)
     else:
         yield from ((n, line) for n, line in enumerate(data.splitlines(), 1) if line.strip())
 
 
-def _checked(line: Any) -> dict[str, Any]:
-    record = _parse(line) if isinstance(line, bytes) else line
+def _checked(record: Any) -> dict[str, Any]:
     if fault := problem(record, _SAMPLE):
         raise _Bad(f"{fault}, so it is no sample that lm-eval logged")
     if "acc_mutual_info" in record:

@@ -14,8 +14,9 @@ import pyarrow as pa
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import Damaged, one_line, open_plain
+from bidir_core.common.process import is_alive
 from bidir_core.data.tasks import name_of
-from bidir_core.runs.layout import is_run_folder_name, split_folder_name
+from bidir_core.runs.layout import is_locked, is_run_folder_name, split_folder_name
 from bidir_core.runs.read import read_object, tail, what_changed
 from bidir_core.runs.records import (
     LIGHT_FIELDS,
@@ -30,8 +31,7 @@ from bidir_core.runs.records import (
     texts_file,
     to_table,
 )
-from bidir_core.runs.shapes import BY_FILE
-from bidir_core.runs.status import State, is_alive, is_locked
+from bidir_core.runs.shapes import BY_FILE, State
 
 
 class Run:
@@ -158,7 +158,6 @@ class Run:
 
     @property
     def is_point(self) -> bool:
-        """A point of a lab sweep."""
         return self.path.parent.name == "points"
 
     @property
@@ -203,7 +202,6 @@ class Run:
         return None
 
     def points(self) -> list[Run]:
-        """The points of a lab sweep, each a run of its own."""
         folder = self.path / "points"
         if not folder.is_dir():
             return []

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from bidir_core.common.errors import UserError
 from bidir_core.regimes import parse_regime
-from bidir_core.runs.status import STORED_STATES
+
+State = Literal[
+    "queued", "running", "done", "failed", "cancelled", "lost", "partial", "corrupt", "reference"
+]
+STORED_STATES = ("queued", "running", "done", "failed", "cancelled")
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,16 @@ import filelock
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import remove_left_overs, sync_folder, write_json
-from bidir_core.common.process import git_commit, package_versions
+from bidir_core.common.process import git_commit, package_versions, this_process
 from bidir_core.common.progress import RUNS, tell_job
-from bidir_core.runs.layout import LAB, new_run_folder, refuse_if_read_only, runs_roots
+from bidir_core.runs.layout import (
+    LAB,
+    is_locked,
+    new_run_folder,
+    refuse_if_read_only,
+    run_lock,
+    runs_roots,
+)
 from bidir_core.runs.metrics import compute_metrics
 from bidir_core.runs.read import sealed
 from bidir_core.runs.records import (
@@ -29,7 +36,6 @@ from bidir_core.runs.records import (
     write_parquet,
     write_slim,
 )
-from bidir_core.runs.status import is_locked, run_lock, this_process
 
 SCHEMA_VERSION = 1
 _SYNC_SECONDS = 3.0

@@ -12,7 +12,6 @@ then is the one before it removed. Nothing is pickled: loading one cannot run an
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -24,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.files import Damaged, sync_folder
+from bidir_core.common.files import Damaged, sync_files, sync_folder
 from bidir_core.runs.read import read_object
 
 FOLDER = "checkpoints"
@@ -135,11 +134,3 @@ def _complete(path: Path) -> bool:
         )
     except (OSError, Damaged):
         return False
-
-
-def sync_files(folder: Path) -> None:
-    """Make a folder's files, and their names, survive a power cut."""
-    for path in folder.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    sync_folder(folder)

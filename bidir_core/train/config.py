@@ -206,16 +206,12 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         if isinstance(self.compile, bool):  # as older runs recorded it
             object.__setattr__(self, "compile", "default" if self.compile else "none")
-        check_config(self)
+        check_config(self, **_AT_LEAST)
         if self.compile == "reduce-overhead" and self.gradient_checkpointing:
             raise UserError(
                 "--compile reduce-overhead cannot record --gradient-checkpointing; use --compile "
                 "default, or a smaller --micro-tokens without checkpointing"
             )
-        for name, least in _AT_LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"--{name.replace('_', '-')} {value}: give a number from {least}")
         if not self.lr > 0:
             raise UserError(f"--lr {self.lr}: give a number above 0")
         for name in ("lora_dropout", "final_lr_fraction", "beta2"):
@@ -234,7 +230,6 @@ class FinetuneConfig:
 
     @property
     def goal(self) -> Objective:
-        """The objective itself."""
         return OBJECTIVES[self.objective]
 
     @property

@@ -13,14 +13,12 @@ from safetensors import SafetensorError
 from transformers import GenerationConfig
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.files import sync_folder, write_json
+from bidir_core.common.files import sync_files, sync_folder, write_json
 from bidir_core.common.process import launched
 from bidir_core.models.devices import device_name, peak_memory_bytes
 from bidir_core.models.loading import LoadedModel
 from bidir_core.models.source import quiet
 from bidir_core.models.weight_files import checksums, is_scale, read_tensors
-from bidir_core.runs.run import Run
-from bidir_core.train.checkpoints import sync_files
 from bidir_core.train.config import FinetuneConfig
 from bidir_core.train.data import TrainingData
 from bidir_core.train.loop import Counters, Trainer
@@ -152,20 +150,6 @@ def facts_of(config: FinetuneConfig, loaded: LoadedModel, data: TrainingData) ->
     }
 
 
-def check_same(run: Run, facts: Mapping[str, Any]) -> None:
-    """Raise UserError if a resumed run would go on with another model or other data."""
-    for key, label in (
-        ("model_fingerprint", "the model"),
-        ("data_fingerprint", "the training data"),
-        ("dtype", "the dtype"),
-    ):
-        if run.config.get(key) != facts[key]:
-            raise UserError(
-                f"cannot resume '{run.id}': {label} changed since it was started; start a new run "
-                "without --resume"
-            )
-
-
 def write_data_report(run: Path, data: TrainingData) -> None:
     """``data.json``: counts, and every sample that was dropped with the item it resembles."""
     write_json(
@@ -210,7 +194,6 @@ def metrics_of(
 
 
 def cost(counters: Counters, loaded: LoadedModel) -> dict[str, Any]:
-    """What it took."""
     peak = peak_memory_bytes(loaded.device)
     return {
         "seconds": round(counters.seconds, 3),

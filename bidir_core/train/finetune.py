@@ -14,7 +14,7 @@ import torch
 from bidir_core.common.errors import UserError
 from bidir_core.common.process import told_when_lost
 from bidir_core.common.progress import LOG, logging_to, phase, terminable
-from bidir_core.common.settings import from_json, to_json
+from bidir_core.common.settings import to_json
 from bidir_core.data.encoding import EncodedItem, Encoder, check_vocabulary, vocabulary_of
 from bidir_core.data.tasks import PUBLISHED_TASKS, load_items
 from bidir_core.evaluate.evaluate import check_attention
@@ -31,7 +31,7 @@ from bidir_core.models.attention import (
 from bidir_core.models.devices import forget_peak_memory
 from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
-from bidir_core.runs.find import resumable
+from bidir_core.runs.find import check_same, resumable
 from bidir_core.runs.layout import stage_dir_for
 from bidir_core.runs.metrics import compute_metrics
 from bidir_core.runs.records import make_record
@@ -44,7 +44,6 @@ from bidir_core.train.data import TrainingData, check_data, prepare_data
 from bidir_core.train.final import (
     FINAL,
     check_room,
-    check_same,
     cost,
     facts_of,
     metrics_of,
@@ -78,8 +77,7 @@ def resume_finetune(
     if run.state == "done":
         return run.path
     check_attention(run)
-    runtime = {name: value for name, value in given.items() if name not in ("runs_dir", "name")}
-    return _finetune(from_json(FinetuneConfig, {**to_json(config), **runtime}), run=run)
+    return _finetune(config, run=run)
 
 
 def _finetune(
@@ -91,14 +89,7 @@ def _finetune(
     check_data(config.data)
     sharded = sharding.wanted(config)
     accelerator = _accelerator(config)
-    plan = loading.preflight(
-        config.model,
-        revision=config.revision,
-        dtype=config.dtype,
-        device=config.device,
-        attn=config.attn,
-        regime=regime,
-    )
+    plan = loading.preflight(**loading.asked_by(config, regime=regime))
     # Padded rows of packed samples hold nothing that could be split: ``auto`` is sdpa or eager.
     plan = replace(plan, implementation=choose_implementation(plan.config, config.attn))
     phase("Preparing the training data")
@@ -110,7 +101,12 @@ def _finetune(
     loaded = replace(loading.load_weights(load_plan, keep_vision=True), device=plan.device)
     facts = facts_of(config, loaded, data)
     if run is not None:
-        check_same(run, facts)
+        for key, subject in (
+            ("model_fingerprint", "the model"),
+            ("data_fingerprint", "the training data"),
+            ("dtype", "the dtype"),
+        ):
+            check_same(run, key, facts[key], subject)
     set_seed(config.seed)
     base = frozen_copy(Student(loaded.model, loaded.handle)) if config.needs_base else None
     student = make_trainable(config, loaded)

@@ -25,7 +25,6 @@ class Pass(NamedTuple):
 
 
 def passes(objective: Objective, regime: Regime, causal_anchor: float) -> list[Pass]:
-    """The passes that make up the objective's loss."""
     main = Pass("loss", regime, 1.0, objective.distils)
     if causal_anchor == 0:
         return [main]

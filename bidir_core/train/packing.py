@@ -120,7 +120,6 @@ class Packer:
         return np.where(rng.random(len(chosen)) < 0.5, anywhere, prompt)
 
     def step(self, step: int) -> Step:
-        """The step's micro-batches for this process."""
         chosen = self.chosen(step)
         n_prefix = self.n_prefix(step, chosen)
         # Loss begins behind the prompt, or behind the cut; for "sample" still behind the prompt.

@@ -33,8 +33,6 @@ from bidir_core.train.student import Student, same_luck, within
 
 @dataclass(frozen=True)
 class TrainingProbe:
-    """All checks on one batch."""
-
     regime: str
     checks: tuple[Check, ...]
 
@@ -43,7 +41,6 @@ class TrainingProbe:
         return all(check.passed for check in self.checks)
 
     def to_json(self) -> dict[str, Any]:
-        """For ``probe.json``."""
         return {"schema": 1, "kind": "training", **asdict(self), "passed": self.passed}
 
     def require(self) -> None:

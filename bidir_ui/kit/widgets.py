@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
+from streamlit.runtime.scriptrunner import add_script_run_ctx
 
 from bidir_core.analyse.verdict import Judgement
 from bidir_core.common.formatting import csv_cell
@@ -269,6 +272,27 @@ def legend(*entries: tuple[str, str]) -> Html:
         for colour, word in entries
     ]
     return div("b b-legend", *squares)
+
+
+@contextmanager
+def waiting(words: str, *heights: int) -> Iterator[None]:
+    """What is waited for and a block as tall, in pixels, as each part of what comes; drawn only where
+    the wait is longer than a moment, and gone when it ends."""
+    place = st.empty()
+    blocks = [div("", style=f"height: {height}px", aria_hidden="true") for height in heights]
+    skeleton = div("b b-wait", words, *blocks, role="status")
+    timer = threading.Timer(WAIT_SECONDS, place.html, [str(skeleton)])
+    add_script_run_ctx(timer)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()  # so that nothing is drawn after it ended
+        place.empty()
+
+
+WAIT_SECONDS = 0.3
 
 
 def download(

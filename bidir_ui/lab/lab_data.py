@@ -20,7 +20,7 @@ from bidir_core.explain.sweep_points import patch_words
 from bidir_core.explain.sweep_summary import best_of_dials, removed_sentence, summarise_sweep
 from bidir_core.regimes import parse_regime
 from bidir_core.runs.run import Run
-from bidir_ui.kit import fmt
+from bidir_ui.kit import fmt, widgets
 from bidir_ui.reading.data import BY_CHANGE, RunInfo
 
 MEASURES = {"delta": "Difference to causal", "value": "Accuracy", "removed": "Damage removed"}
@@ -121,10 +121,11 @@ def load(info: RunInfo, runs: tuple[RunInfo, ...], metric: str) -> Lab:
     """A finished sweep's summary, or one of what is there so far."""
     prefix = f"{info.id}/points/"
     stamps = tuple(sorted((r.id, r.modified) for r in runs if r.id.startswith(prefix)))
-    return Lab(info, _summary(info, stamps), metric)
+    with widgets.waiting("Reading the sweep's points", 64, 96, 420):
+        return Lab(info, _summary(info, stamps), metric)
 
 
-@st.cache_data(max_entries=16, show_spinner="Reading the sweep's points", hash_funcs=BY_CHANGE)
+@st.cache_data(max_entries=16, show_spinner=False, hash_funcs=BY_CHANGE)
 def _summary(info: RunInfo, stamps: tuple[Any, ...]) -> dict[str, Any]:
     run = Run(info.path)
     if run.metrics is not None:

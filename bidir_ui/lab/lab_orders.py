@@ -80,7 +80,7 @@ def _place(run: RunInfo) -> Any:
     return bool(run.checkpoint), bool(run.variant), run.regime
 
 
-@st.cache_data(max_entries=16, show_spinner="Pairing both orders", hash_funcs=BY_CHANGE)
+@st.cache_data(max_entries=16, show_spinner=False, hash_funcs=BY_CHANGE)
 def arms_of(order_set: OrderSet, metric: str) -> Arms:
     """What its runs answer, by family. UserError for runs that do not pair."""
     baseline, *others = map(run_of, (order_set.baseline, *order_set.others))
@@ -95,7 +95,8 @@ def stored(by_family: dict[str, Any]) -> Arms:
 def show(order_set: OrderSet, metric: str) -> None:
     """The page of a set of evaluations."""
     try:
-        arms = arms_of(order_set, metric)
+        with widgets.waiting("Pairing both orders", 40, 64, 320):
+            arms = arms_of(order_set, metric)
     except UserError as error:
         widgets.banner("error", "These runs do not pair", str(error))
         return

@@ -34,9 +34,11 @@ COMMANDS = (
 )
 
 
-def choose(sweeps: list[RunInfo], orders: list[OrderSet]) -> RunInfo | OrderSet | None:
-    """The sweep, or set of evaluations on order tasks, that the URL names, else the first sweep to
-    show. Draws why there is none."""
+def choose(
+    sweeps: list[RunInfo], orders: list[OrderSet], leading: str
+) -> RunInfo | OrderSet | None:
+    """The sweep, or set of evaluations on order tasks, that the URL names, else ``leading``, an id,
+    or the first sweep to show. Draws why there is none."""
     if not sweeps and not orders:
         widgets.banner(
             "empty",
@@ -55,11 +57,13 @@ def choose(sweeps: list[RunInfo], orders: list[OrderSet]) -> RunInfo | OrderSet 
             html.join("No sweep here is called ", html.el("code", fmt.clip(wanted, 120)), "."),
             "The link may come from another machine, or the sweep was renamed or deleted.",
         )
-        if st.button("Show the newest sweep", key="newest"):
+        if st.button("Show the usual sweep", key="usual-sweep"):
             url.put(sweep="", point="")
             st.rerun()
         return None
-    first = lab_data.first_shown(sweeps).id if sweeps else orders[0].id
+    first = leading if leading in titles else ""
+    if not first:
+        first = lab_data.first_shown(sweeps).id if sweeps else orders[0].id
     chosen = url.bound(
         st.selectbox,
         "Sweep",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +18,7 @@ from bidir_core.data.items import ONE_SIDED, answer_positions, one_sided_sentenc
 from bidir_core.evaluate.config import EvalConfig, ProbeConfig
 from bidir_core.explain.sweep_points import LabConfig
 from bidir_core.jobs import estimate
+from bidir_core.jobs.cost_model import Shape
 from bidir_core.jobs.estimate import (
     NEWEST_RUNS,
     Estimate,
@@ -45,8 +48,41 @@ def measured(runs: tuple[RunInfo, ...]) -> tuple[Measured, ...]:
     return _history(tuple((run.path, run.modified) for run in done[:NEWEST_RUNS]))
 
 
-def estimated(form: Form, runs: tuple[RunInfo, ...], known_jobs: list[jobs.Job]) -> Estimate | None:
-    """Time and memory of what the form says, from this machine's earlier runs."""
+# A layer timed in a process of its own, before any run here has told: operations a second by hidden
+# and intermediate size, device and dtype, while the app runs.
+timed: dict[tuple[str, ...], float | None] = {}
+_TIMING = (
+    "import sys; from bidir_core.jobs.cost_model import Shape; from bidir_core.jobs.doctor import "
+    "layer_rate; print(layer_rate(Shape(0, 1, *map(int, sys.argv[1:3]), 8), *sys.argv[3:]))"
+)
+
+
+def _known_rate(shape: Shape, device: str, dtype: str) -> float | None:
+    return timed.get((str(shape.hidden), str(shape.intermediate), device, dtype))
+
+
+def _time_layer(shape: Shape, device: str, dtype: str) -> float | None:
+    """Seconds pass: torch is imported there, and a layer run for one."""
+    key = (str(shape.hidden), str(shape.intermediate), device, dtype)
+    if key not in timed:
+        words = [sys.executable, "-c", _TIMING, *key]
+        try:
+            done = subprocess.run(
+                words, env=jobs.child_environment(), capture_output=True, text=True, timeout=120
+            )
+            timed[key] = float(done.stdout)
+        except (OSError, ValueError, subprocess.SubprocessError):
+            timed[key] = None
+    return timed[key]
+
+
+def estimated(
+    form: Form,
+    runs: tuple[RunInfo, ...],
+    known_jobs: list[jobs.Job],
+    layer_rate: estimate.LayerRate = _known_rate,
+) -> Estimate | None:
+    """Time and memory of what the form says, from this machine's earlier runs or a timed layer."""
     config, device = form.config, jobs.queue_device(form.words)
     if config is None:
         return None
@@ -55,7 +91,20 @@ def estimated(form: Form, runs: tuple[RunInfo, ...], known_jobs: list[jobs.Job])
         no_items = EvalConfig(model=config.model, dtype=config.dtype, tasks=())
         cost = estimate.estimate(no_items, device, known, start=start)
         return replace(cost, basis=tuple(why for why in cost.basis if "speed" not in why))
-    return estimate.estimate(config, device, known, start=start)
+    return estimate.estimate(config, device, known, start=start, layer_rate=layer_rate)
+
+
+def offer_timing(
+    form: Form, cost: Estimate, runs: tuple[RunInfo, ...], known_jobs: list[jobs.Job]
+) -> None:
+    """Where the time is not known for want of this machine's speed: a button that measures that."""
+    unmeasured = any(estimate.NO_SPEED in why for why in cost.basis)
+    if cost.seconds is None and unmeasured and st.button("Measure the time", key="launch-time"):
+        with widgets.waiting("Timing one layer of this width, on this machine", 40):
+            measured_now = estimated(form, runs, known_jobs, _time_layer)
+        if measured_now is not None and measured_now.seconds is not None:
+            st.rerun()
+        widgets.note("It could not be measured here.")
 
 
 def needed_assets(config: Config) -> list[str]:

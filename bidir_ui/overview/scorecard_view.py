@@ -173,25 +173,34 @@ def _run(row: Row, name: str, time: str) -> html.Html:
     query = {"stage": stage, "f.model": row.model, **{f"f.{k}": v for k, v in settings.items()}}
     if size != "published":
         query["size"] = size
-    return widgets.link(f"Run{f' (about {time})' if time else ''}", "launch", query, cls="run")
+    return widgets.link(f"Run ({time})" if time else "Run", "launch", query, cls="run")
+
+
+UNTIMED = "time not measured yet on this machine"
 
 
 def _times(rows: Iterable[Row], runs: tuple[RunInfo, ...]) -> dict[tuple[str, str], str]:
-    """How long each missing answer would take; nothing where no run here has told."""
-    if is_read_only() or not any(run.device == "cpu" for run in review.measured(runs)):
+    """How long each missing answer would take, in words."""
+    if is_read_only():
         return {}
+    n_known = sum(run.device == "cpu" for run in review.measured(runs)) + len(review.timed)
     times = {}
     for row in rows:
         missing = tuple(name for name in MISSING if getattr(row, name) is None)
         if missing and not row.problem:
-            for name, seconds in _seconds(row.model, missing, runs).items():
-                times[row.model, name] = duration(seconds)
+            seconds = _seconds(row.model, missing, n_known, runs) if n_known else {}
+            for name in missing:
+                known = seconds.get(name)
+                times[row.model, name] = f"about {duration(known)}" if known else UNTIMED
     return times
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
-def _seconds(model: str, missing: Sequence[str], _runs: tuple[RunInfo, ...]) -> dict[str, float]:
-    """What each missing answer of a model would take, where that is known."""
+def _seconds(
+    model: str, missing: Sequence[str], n_known: int, _runs: tuple[RunInfo, ...]
+) -> dict[str, float]:
+    """What each missing answer of a model would take, where that is known; asked again when more
+    was measured."""
     known = {}
     for name in missing:
         stage, size, settings = MISSING[name]
@@ -215,15 +224,27 @@ DETAILS = {
 }
 
 
-def details() -> None:
-    body = [html.join(html.el("dt", name), html.el("dd", text)) for name, text in DETAILS.items()]
-    html.show(
-        html.el(
-            "details",
-            html.el("summary", "Glossary"),
-            html.el("dl", *body, cls="b-kv"),
-            cls="b b-fold",
-        )
+def details(rows: Sequence[Row]) -> None:
+    """Folds: how to read the table, and what each control found, for those who cannot hover."""
+    html.show(html.join(_fold("Glossary", DETAILS.items()), _fold("Controls", _controls(rows))))
+
+
+def _controls(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    return [
+        (fmt.tie(f"{SIGNS[badge.outcome]} {badge.title}, {row.title}"), fmt.tie(badge.detail))
+        for row in rows
+        for cell in (row.why, row.repair, row.helps)
+        for badge in (cell.badges if cell else ())
+    ]
+
+
+def _fold(title: str, entries: Iterable[tuple[str, str]]) -> html.Html:
+    body = [html.join(html.el("dt", name), html.el("dd", text)) for name, text in entries]
+    facts = html.el("dl", *body, cls="b-kv")
+    return (
+        html.el("details", html.el("summary", title), facts, cls="b b-fold")
+        if body
+        else html.join()
     )
 
 

@@ -61,9 +61,7 @@ def offer_intersection(error: UserError) -> None:
 
 # Shared between sessions, not copied: nobody writes to it, and copying 14,000 rows with their
 # texts on every click costs more than filtering them.
-@st.cache_resource(
-    max_entries=12, show_spinner="Pairing the items of both runs", hash_funcs=BY_CHANGE
-)
+@st.cache_resource(max_entries=12, show_spinner=False, hash_funcs=BY_CHANGE)
 def _flips(a: RunInfo, b: RunInfo, metric: str, intersect: bool) -> pd.DataFrame:
     run_a, run_b = data.run_of(a), data.run_of(b)
     frame = core_flips.flips(run_a, run_b, metric, intersect=intersect)
@@ -118,7 +116,8 @@ def _texts(run_a: Run, run_b: Run, frame: pd.DataFrame) -> list[tuple[str, str]]
 def flips(a: RunInfo, b: RunInfo, metric: str) -> pd.DataFrame:
     """All paired items, largest margin change first. Columns: item_id, task, flip, change,
     margin_a, margin_b, length, text (120 characters), search."""
-    return _flips(a, b, metric, intersecting())
+    with widgets.waiting("Pairing the items of both runs", 60, 560):
+        return _flips(a, b, metric, intersecting())
 
 
 def remarks(a: RunInfo, b: RunInfo) -> None:

@@ -9,6 +9,7 @@ import streamlit as st
 from bidir_core.common.process import give_back
 from bidir_core.report.scorecard import Row, scorecard
 from bidir_core.runs.run import Run
+from bidir_ui.kit import widgets
 from bidir_ui.reading import data
 from bidir_ui.reading.data import RunInfo
 
@@ -18,26 +19,42 @@ SINK = "bidirectional:sink=1"
 def rows(runs: Sequence[RunInfo], limit: int | None = None) -> list[Row]:
     """Remembered until a finished run comes, goes or changes."""
     known = [run for run in runs if run.is_done or run.is_reference]
-    return _rows(tuple(run.path for run in known), tuple(run.modified for run in known), limit)
+    paths, stamps = tuple(run.path for run in known), tuple(run.modified for run in known)
+    with widgets.waiting("Reading the evidence", 53, 104, 179):
+        return _rows(paths, stamps, limit)
 
 
-@st.cache_resource(max_entries=4, show_spinner="Reading the evidence")
+@st.cache_resource(max_entries=4, show_spinner=False)
 def _rows(paths: tuple[str, ...], stamps: tuple[float, ...], limit: int | None) -> list[Row]:
     scored = scorecard(map(Run, paths), limit=limit)
     give_back()  # the items and texts of every run were in memory
     return scored
 
 
-def leading_pair(runs: tuple[RunInfo, ...]) -> tuple[RunInfo, RunInfo] | None:
-    """Baseline and candidate of the model that the Overview begins with."""
+def _first(runs: tuple[RunInfo, ...]) -> Row | None:
+    """Of the model that the Overview begins with."""
     try:
         first = next(iter(rows(runs)), None)
     except (OSError, ValueError, KeyError):  # the page says what is damaged
         return None
-    if first is None or first.published or first.hurt is None:
+    return None if first is None or first.published else first
+
+
+def leading_pair(runs: tuple[RunInfo, ...]) -> tuple[RunInfo, RunInfo] | None:
+    """Baseline and candidate of the Overview's answer."""
+    first = _first(runs)
+    if first is None or first.hurt is None:
         return None
     a, b = (data.by_id(runs, run_id) for run_id in first.hurt.runs)
     return (a, b) if a is not None and b is not None else None
+
+
+def leading_sweep(runs: tuple[RunInfo, ...]) -> str:
+    """The id of the sweep that the Overview's Why speaks of; empty where no sweep tells."""
+    first = _first(runs)
+    told_by = first.why.runs if first is not None and first.why is not None else ()
+    sweeps = {run_id.partition("/points/")[0] for run_id in told_by}
+    return sweeps.pop() if len(sweeps) == 1 else ""
 
 
 def beside(runs: Sequence[RunInfo], a: RunInfo, b: RunInfo) -> list[RunInfo]:

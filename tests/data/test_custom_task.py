@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bidir_core.analyse.compare import compare
 from bidir_core.common.errors import UserError
 from bidir_core.data.items import choice_lengths
-from bidir_core.data.tasks import MAX_LINE_BYTES, check_selection, load_items, read_custom_task
+from bidir_core.data.tasks import MAX_LINE_BYTES, load_items, read_custom_task, task_names
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import evaluate
 from bidir_core.runs.run import Run
@@ -147,18 +147,18 @@ def test_a_file_without_items(content, tmp_path):
 def test_names_that_collide(tmp_path):
     ours = write(tmp_path / "piqa.jsonl", GOOD)
     with pytest.raises(UserError, match="named like the built-in task 'piqa'; rename"):
-        check_selection([ours])
+        task_names([ours])
     (tmp_path / "a").mkdir()
     paths = [write(p, GOOD) for p in (tmp_path / "t.jsonl", tmp_path / "a" / "t.jsonl")]
     with pytest.raises(UserError, match="task 't' is given twice"):
-        check_selection(paths)
+        task_names(paths)
 
 
 def test_a_path_that_is_no_file(tmp_path):
     with pytest.raises(UserError, match="is not a file"):
-        check_selection([str(tmp_path) + "/"])
+        task_names([str(tmp_path) + "/"])
     with pytest.raises(UserError, match="does not exist"):
-        check_selection([str(tmp_path / "absent.jsonl")])
+        task_names([str(tmp_path / "absent.jsonl")])
 
 
 def test_two_orders_of_a_users_documents_share_their_fold_and_sample(tmp_path):

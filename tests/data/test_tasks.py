@@ -23,7 +23,7 @@ from bidir_core.data.items import (
     hash_doc,
 )
 from bidir_core.data.sampling import fewshot_prefixes
-from bidir_core.data.tasks import TASKS, check_selection, load_items, load_items_by_id
+from bidir_core.data.tasks import TASKS, load_items, load_items_by_id
 from tests import interop_files
 from tests.factory import write_lines
 
@@ -291,8 +291,6 @@ def test_chance_and_fingerprint() -> None:
     ],
 )
 def test_bad_arguments_are_told_before_any_data_is_opened(tasks, options, message):
-    with pytest.raises(UserError, match=re.escape(message)):
-        check_selection(tasks, **options)
     with pytest.raises(UserError, match=re.escape(message)):
         load_items(tasks, data_source="/no/such/folder", **options)
 

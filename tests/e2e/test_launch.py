@@ -15,8 +15,8 @@ import time
 import pytest
 
 from bidir_core import jobs
+from bidir_core.common.process import process_identity
 from bidir_core.runs.run import Run
-from bidir_core.runs.status import process_identity
 from bidir_core.runs.writer import RunWriter
 from tests.e2e.driving import go, idle
 from tests.e2e.server import IDLE, serve

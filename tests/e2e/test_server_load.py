@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from bidir_core import jobs
+from bidir_core.common.process import this_process
 from bidir_core.jobs import Job
-from bidir_core.runs import status
 from bidir_core.runs.run import Run
 from bidir_ui.launch.jobs_view import POLL_SECONDS
 from tests.e2e.driving import HEADINGS, go, visit
@@ -68,7 +68,7 @@ def running_job(tmp_path):
         root=str(folder),
         title="Stage 1 · vanilla",
     )
-    jobs.save(replace(job, stored_state="running", started=now, process=status.this_process()))
+    jobs.save(replace(job, stored_state="running", started=now, process=this_process()))
     (job.folder / "runs.txt").write_text(f"{run.path}\n")
     lines = (run.path / "items.jsonl").read_bytes().splitlines(keepends=True)
     said = json.loads((run.path / "status.json").read_text())

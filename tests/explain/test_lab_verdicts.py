@@ -12,7 +12,6 @@ from bidir_core.explain.sweep_summary import (
     best_sentence,
     choose,
     p_of_no_difference,
-    p_removes_nothing,
 )
 from tests.attend_factory import make_summary
 from tests.lab_factory import N_LAYERS, USUAL, make_sweep
@@ -51,7 +50,8 @@ def judged(outcomes: Outcomes) -> tuple[list[float], list[float]]:
     chosen = [
         choose(outcomes, [f"{dial}-{i}" for i in range(CANDIDATES)], "explore") for dial in DIALS
     ]
-    p_values = p_removes_nothing(outcomes, "bidirectional", chosen, "confirm")
+    tables = [outcomes.tables("bidirectional", slug, "confirm") for slug in chosen]
+    p_values = list(map(p_of_no_difference, tables))
     return p_values, stats.holm(p_values)
 
 
@@ -75,16 +75,14 @@ def test_the_p_value_is_where_the_interval_reaches_zero() -> None:
     for gain in (0.06, 0.12, -0.08):
         first = [rng.random(150) < 0.4 for _ in range(3)]
         second = [rng.random(150) < 0.4 + gain for _ in range(3)]
-        p = p_of_no_difference(first, second)
+        p = p_of_no_difference(list(map(stats.table_2x2, first, second)))
         assert p < 0.9
         for confidence, outside in ((1 - p * 0.98, False), (1 - p * 1.02, True)):
             pairs = zip(first, second, strict=True)
             deltas = [stats.paired_delta(a, b, confidence=confidence) for a, b in pairs]
             assert stats.macro_delta(deltas).excludes_zero is outside
-    same = [np.array([True, False, True])]
-    assert p_of_no_difference(same, same) == 1.0
-    certain = [np.zeros(4000, dtype=bool)], [np.ones(4000, dtype=bool)]
-    assert 0 < p_of_no_difference(*certain) < 1e-10
+    assert p_of_no_difference([stats.Table2x2(2, 0, 0, 1)]) == 1.0
+    assert 0 < p_of_no_difference([stats.Table2x2(0, 0, 4000, 0)]) < 1e-10
 
 
 def test_a_sweeps_dials_are_judged_as_a_family(root) -> None:

@@ -236,7 +236,9 @@ def test_the_commands_print_an_estimate_and_do_nothing_else(
     assert main([*words, *more, "--model", "a/b-3B", "--estimate", "4", "--device", "cuda:9"]) == 0
     out = capsys.readouterr().out
     assert "4 x cuda" in out
-    assert re.search(r"time +not known\nmemory +about \d+\.\d GB on each\n", out)
+    assert re.search(
+        r"time +not measured yet on this machine\nmemory +about \d+\.\d GB on each\n", out
+    )
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,10 @@ from bidir_core import jobs
 from bidir_core.cli import main
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import write_json
+from bidir_core.common.process import is_alive
 from bidir_core.common.progress import PHASES
 from bidir_core.jobs import Job
 from bidir_core.runs.run import Run
-from bidir_core.runs.status import is_alive
 from tests.factory import until, write_lines
 
 N_MANY = 800

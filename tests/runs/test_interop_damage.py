@@ -50,7 +50,7 @@ BAD: dict[str, tuple[Any, str]] = {
         lambda d: drop(d, "samples_piqa*"),
         "--tasks hellaswag,winogrande",
     ),
-    "a torn line": (tear, "line 10: not JSON in UTF-8"),
+    "a torn line": (tear, "line 10: not JSON ("),
     "a line of something else": (
         piqa(lambda x: x.insert(3, {"a": 1})),
         "line 4: 'doc_id' is missing",

@@ -15,8 +15,8 @@ from bidir_core.common.progress import time_limit
 from bidir_core.jobs.playground_server import MAX_WAITING, Inbox
 from bidir_core.report.made_folder import MadeFolder
 from bidir_core.runs.find import delete_run
+from bidir_core.runs.layout import run_lock
 from bidir_core.runs.lm_eval_import import import_results
-from bidir_core.runs.status import run_lock
 from bidir_core.runs.writer import RunWriter
 from tests.factory import make_run
 

@@ -17,11 +17,11 @@ import pytest
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import write_json
+from bidir_core.common.process import is_alive, this_process
 from bidir_core.runs import records
 from bidir_core.runs.find import delete_run
 from bidir_core.runs.records import LIGHT_FIELDS
 from bidir_core.runs.run import Run
-from bidir_core.runs.status import is_alive, this_process
 from bidir_core.runs.writer import RunWriter
 from tests.factory import make_item, make_run, scored, unsealed
 

@@ -10,9 +10,8 @@ import pytest
 
 from bidir_core.common.errors import UserError
 from bidir_core.runs.find import delete_run, find_run, list_runs, rename_run
-from bidir_core.runs.layout import new_run_folder, runs_roots, stage_dir_for
+from bidir_core.runs.layout import new_run_folder, run_lock, runs_roots, stage_dir_for
 from bidir_core.runs.run import Run
-from bidir_core.runs.status import run_lock
 from bidir_core.runs.writer import RunWriter
 from tests.factory import make_run, scored
 

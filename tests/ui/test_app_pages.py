@@ -86,24 +86,31 @@ def test_the_glossary_knows_what_pages_say():
     assert not [term for term in wanted if term not in glossary]
 
 
-def test_compare_leads_to_the_same_comparison_on_more_items(root):
-    pair(root, config={"limit": 500})
-    more = pair(root, n_items=60)
-    app = open_page("pages/compare.py")
-    link = next(block.proto.body for block in app.get("html") if "60 items" in block.proto.body)
-    assert all(f"{side}={run.id}" in link for side, run in zip("ab", more, strict=True))
-    app = open_page("pages/compare.py", a=more[0].id, b=more[1].id)
-    assert "was run on" not in words(app)
+def test_what_the_overview_answers_is_what_the_other_pages_begin_with(root):
+    """The fullest set of items; a pair of fewer, which a link may name, leads to it."""
+    fewer, more = pair(root, config={"limit": 500}), pair(root, n_items=60)
+    link = "&amp;".join(f"{side}={run.id}" for side, run in zip("ab", more, strict=True))
+    assert f"compare?{link}" in " ".join(b.proto.body for b in open_page().get("html"))
+    for key in shell.BEGIN_WITH_THE_ANSWER:
+        app = open_page(shell.path(key))
+        chosen = [app.selectbox(key=f"url:{side}").value for side in "ab"]
+        assert chosen == [run.id for run in more], key
+        assert "The same comparison" not in words(app)
+    app = open_page("pages/compare.py", a=fewer[0].id, b=fewer[1].id)
+    assert any("60 items" in b.proto.body and link in b.proto.body for b in app.get("html"))
 
 
 def test_overview_answers_of_the_best_studied_model_and_offers_what_is_missing(root):
     pair(root, n_items=600, texts=False, model="other/model")
     pair(root, n_items=600, texts=False)
     make_run(root, STAGE2, n_items=600, texts=False, regime="bidirectional:sink=1", accuracy=0.7)
+    make_run(root, STAGE2, n_items=600, texts=False, regime="causal:hide=0", accuracy=0.7)
     text = words(open_page()).replace("\xa0", " ")
     assert "SmolLM2 135M loses" in text
     assert "when prompt tokens look ahead" in text
     assert "leaving the first token causal gives back" in text
+    assert "First token hidden (hide=0), SmolLM2 135M" in text, "also without a tooltip"
+    assert "Run (time not measured yet on this machine)" in text
     assert "(n = 600)" in text
     assert text.index("SmolLM2 135M") < text.index("model")
     markup = " ".join(block.proto.body for block in open_page().get("html"))

@@ -4,14 +4,15 @@ The table below says, for each page and state, what is on disk, the address, and
 must show. A page without a row for each state fails the first test.
 """
 
+import time
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
 import pytest
+from streamlit.delta_generator import DeltaGenerator
 
 from bidir_core import jobs
 from bidir_ui import shell
@@ -163,24 +164,24 @@ def test_a_page_in_each_state(root, key, state):
 
 @pytest.mark.parametrize("key", ["overview", "masks"])
 def test_loading_says_so(root, key, monkeypatch):
-    """While the run folders are read, which can take seconds on a network disk."""
-    shown: list[str] = []
-    seen: list[list[str]] = []
+    """While the run folders are read, which can take seconds on a network disk, and no longer."""
+    seen: list[str] = []
+    list_infos, html = shell.data.list_infos, DeltaGenerator.html
 
-    @contextmanager
-    def spinner(text: str, **_options):
-        shown.append(text)
-        yield
-        shown.remove(text)
+    def drawn(place, body, **options):
+        seen.append(body)
+        return html(place, body, **options)
 
-    list_infos = shell.data.list_infos
-
-    def observed():
-        seen.append(list(shown))
+    def slow():
+        seen.append("begins")
+        time.sleep(0.6)
+        seen.append("ends")
         return list_infos()
 
-    monkeypatch.setattr(shell.st, "spinner", spinner)
-    monkeypatch.setattr(shell.data, "list_infos", observed)
-    assert not open_page("" if key == "overview" else shell.path(key)).exception
-    assert seen
-    assert all("Reading run folders" in texts for texts in seen)
+    monkeypatch.setattr(shell.data, "list_infos", slow)
+    monkeypatch.setattr(DeltaGenerator, "html", drawn)
+    app = open_page("" if key == "overview" else shell.path(key))
+    assert not app.exception
+    begun, ended = seen.index("begins"), seen.index("ends")
+    assert any("Reading run folders" in body and "height: " in body for body in seen[begun:ended])
+    assert "Reading run folders" not in words(app)

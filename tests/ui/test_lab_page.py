@@ -168,6 +168,13 @@ def test_of_one_sittings_sweeps_the_largest_is_shown_first() -> None:
     assert lab_data.first_shown([info("odd", "–", 1), large]).id == "odd"
 
 
+def test_it_opens_on_the_sweep_that_the_overview_speaks_of(root) -> None:
+    told = make_sweep(root, SINKS[:2], n_items=60, name="told")
+    newest = make_sweep(root, LAMBDAS, n_items=60, name="newest")
+    assert open_page(PAGE).selectbox(key="url:sweep").value == told.id
+    assert open_page(PAGE, sweep=newest.id).selectbox(key="url:sweep").value == newest.id
+
+
 def test_a_partial_sweep_shows_what_is_there(root) -> None:
     sweep = make_sweep(root, (*SINKS, *FEW[1:]), n_items=60, state="cancelled")
     app = open_page(PAGE)

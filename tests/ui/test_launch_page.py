@@ -8,6 +8,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from bidir_core import cli, jobs
+from bidir_core.common.process import this_process
 from bidir_core.common.settings import settings_of
 from bidir_core.data import assets
 from bidir_core.evaluate.config import EvalConfig, ProbeConfig
@@ -15,7 +16,6 @@ from bidir_core.explain.sweep_points import LabConfig
 from bidir_core.jobs import Job
 from bidir_core.jobs.pipeline_config import from_preset
 from bidir_core.runs.run import Run
-from bidir_core.runs.status import this_process
 from bidir_core.train.config import FinetuneConfig
 from bidir_ui.launch.form import CLASSES, PRESETS
 from tests.app import STAGE2, fake_job, open_page, pair, words

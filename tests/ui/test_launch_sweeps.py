@@ -13,7 +13,7 @@ from bidir_core.jobs.history import Measured
 from bidir_core.jobs.pipeline_config import PUBLISHED
 from bidir_core.jobs.queue import _run_to_resume
 from bidir_core.runs.writer import RunWriter
-from bidir_ui.launch import ask
+from bidir_ui.launch import ask, review
 from bidir_ui.launch.form import PRESETS, Draft
 from tests.app import open_page, words
 from tests.factory import timed_run
@@ -70,7 +70,7 @@ def test_a_folder_says_how_many_layers_it_has(tmp_path):
 def test_a_sweep_shows_its_points_and_the_time_of_each(root, own_items, tiny_folder):
     known = {"f.model": str(tiny_folder), "f.tasks": str(own_items)}
     text = words(open_page(PAGE, stage="lab-sink", **known))
-    assert re.search(r"Time\s+not known", text)
+    assert re.search(r"Time\s+not measured yet on this machine", text)
     assert "360 items" in text
     for seconds in (10.0, 20.0):
         timed_run(
@@ -82,6 +82,19 @@ def test_a_sweep_shows_its_points_and_the_time_of_each(root, own_items, tiny_fol
     app = open_page(PAGE, stage="lab-layers", **{"f.model": "someone/model-3B"})
     assert "as many as the layers make" in words(app)
     assert [button for button in app.button if button.key == "launch-start"]
+
+
+def test_a_time_not_known_is_measured_where_a_start_is_reviewed(
+    root, own_items, tiny_folder, monkeypatch
+):
+    monkeypatch.setattr(review, "timed", {})
+    app = open_page(PAGE, **{"f.model": str(tiny_folder), "f.tasks": str(own_items)})
+    app.button(key="launch-time").click().run()
+    assert not app.exception
+    assert [rate for rate in review.timed.values() if rate], "a layer was timed, in another process"
+    assert re.search(r"Time\s+about \d", words(app))
+    assert "one layer of this width timed here" in words(app)
+    assert "launch-time" not in [button.key for button in app.button]
 
 
 @pytest.mark.parametrize(

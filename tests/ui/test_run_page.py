@@ -13,6 +13,7 @@ from bidir_ui.reading.data import by_id, list_infos
 from tests.app import STAGE2, open_page, pair, words
 from tests.attend_factory import make_attend
 from tests.factory import make_run
+from tests.lab_factory import SINKS, make_sweep
 from tests.report_runs import make_finetune
 from tests.ui.test_why_page import ITEM, explain
 
@@ -69,6 +70,26 @@ def test_a_baseline_leads_to_its_partner_or_to_its_start(root):
     partner = make_run(root, STAGE2, n_items=30, regime="bidirectional", config={"limit": 6})
     compared = links(open_page(PAGE, id=alone.id))["Compare with bidirectional"]
     assert (compared["a"], compared["b"]) == ([alone.id], [partner.id])
+
+
+def test_a_sweep_answers_first_then_leads_on_and_says_how_it_was_made(root):
+    sweep = make_sweep(root, SINKS, n_items=200)
+    app = open_page(PAGE, id=sweep.id)
+    assert not app.exception
+    text = words(app)
+    assert "5 points, each a regime on" in text
+    assert text.index("The damage: bidirectional prefill moves") < text.index("Settings that are")
+    shown = links(app)
+    compared = shown["Compare causal with bidirectional"]
+    assert compared["b"] == [f"{sweep.id}/points/bidirectional"]
+    assert shown["Open in Lab"]["sweep"] == [sweep.id]
+    assert shown["Launch the controls"]["stage"] == ["lab-controls"]
+    (line,) = [code.value for code in app.code if "bidir_core lab" in code.value]
+    assert line.endswith("--sweep sink=1,2,4")
+    half = make_sweep(root, SINKS, n_items=60, state="cancelled")
+    app = open_page(PAGE, id=half.id)
+    assert f"lab --resume {half.id}" in " ".join(code.value for code in app.code)
+    assert "The damage: bidirectional prefill moves" in words(app)
 
 
 def test_results_lead_to_where_they_are_read(root):

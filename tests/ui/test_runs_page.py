@@ -11,6 +11,7 @@ from bidir_ui.reading import pair as pair_view
 from bidir_ui.reading.data import by_id, list_infos
 from tests.app import open_page, pair, words
 from tests.factory import make_run
+from tests.lab_factory import make_sweep
 from tests.report_runs import evaluation, make_finetune
 
 PAGE = "pages/runs.py"
@@ -65,6 +66,12 @@ def test_only_what_is_shown_is_made(root, monkeypatch):
     assert not made, "26 runs in two lines; the CSV's rows are made when it is taken"
     assert len(app.sidebar.selectbox[0].options) == 20
     assert "newest 20 runs" in words(app)
+
+
+def test_a_sweep_has_the_part_of_its_points(root):
+    sweep = make_sweep(root, (), n_items=60)
+    table = open_page(PAGE, view="list").dataframe[0].value
+    assert dict(zip(table["run"], table["role"], strict=True)) == {sweep.id: "both"}
 
 
 def test_many_runs_begin_as_a_tree_and_a_search_lists_them(root):
