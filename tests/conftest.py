@@ -1,11 +1,21 @@
 """Shared fixtures: a tiny model folder, a folder of runs, and a file of one's own items."""
 
+import functools
 import os
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+from bidir_core.common.process import git_commit
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+# Thousands of runs are written here and read once: neither the disk, nor git, nor the list of what
+# is installed is waited for at each.
+os.fsync = lambda file: None
+metadata.version = functools.cache(metadata.version)
+if commit := git_commit():
+    os.environ["BIDIR_COMMIT"] = commit
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, so one thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

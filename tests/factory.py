@@ -8,12 +8,16 @@ import hashlib
 import json
 import random
 import socket
+import time
 import zlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+from pyarrow import parquet
 
 from bidir_core.common.files import write_json
 from bidir_core.runs.layout import stage_dir_for
@@ -37,6 +41,7 @@ EVALUATION |= {"fold": "all", "context": "full", "bos": "auto", "chat_template":
 EVALUATION |= {"num_fewshot": 0, "dtype": "float32", "device": "cpu"}
 _clock = datetime(2026, 11, 22, 8, 0, 0, tzinfo=UTC)
 _made = 0
+_write_table = parquet.write_table
 
 
 def words(rng: random.Random, low: int, high: int) -> str:
@@ -128,6 +133,10 @@ def error_record(
     return make_record(**item, ll=None, error=message)
 
 
+def _write_at_once(*values: Any, **options: Any) -> None:
+    _write_table(*values, **options | {"compression_level": 1})
+
+
 def make_run(
     root: Path | str,
     stage_dir: str = "stage1_vanilla_eval",
@@ -190,7 +199,9 @@ def make_run(
         n_continuation = sum(sum(item["n_continuation_tokens"]) for item in items)
         cost = {"seconds": round(0.05 * len(records), 2), "device": "cpu"}
         cost |= {"prefix_tokens": n_prefix, "continuation_tokens": n_continuation}
-        writer.finish(cost=cost | {"computed_tokens": n_prefix + n_continuation})
+        # The smallest files take the longest, and these are read a few times and thrown away.
+        with mock.patch.object(parquet, "write_table", _write_at_once):
+            writer.finish(cost=cost | {"computed_tokens": n_prefix + n_continuation})
         if state == "corrupt":
             (folder / "metrics.json").write_text('{"schema": 1, "tasks": {"piq')
         return Run(folder)
@@ -286,6 +297,28 @@ def write_lines(path: Path, lines: Iterable[Any]) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return str(path)
+
+
+def training_file(path: Path, n: int) -> str:
+    """``n`` short samples to train on."""
+    lines = ({"prompt": f"say {i} then", "response": f" {i} it is"} for i in range(n))
+    return write_lines(path, lines)
+
+
+def tear(run: Run) -> None:
+    """Damage a run's items so that they cannot be read."""
+    table = run.path / "items.parquet"
+    table.write_bytes(table.read_bytes()[:100] + b"x" * 200 + b"PAR1")
+
+
+def until(check: Callable[[], Any], seconds: float = 60, explain: Callable = str) -> Any:
+    """What ``check`` gives, once that is something; AssertionError if it does not come."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if result := check():
+            return result
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds} s: {explain()}")
 
 
 def scored(n: int, tasks: Sequence[str] = ("piqa", "winogrande")) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ import torch
 
 from bidir_core.cli import main
 from bidir_core.runs.find import delete_run, list_runs
-from tests.factory import write_lines
+from tests.factory import training_file
 
 RESUMED = ("eval", "lab", "attend", "finetune")  # the others go on with the same line
 COMMANDS = (*RESUMED, "pipeline", "recommend", "why", "generate", "report", "export", "import")
@@ -110,8 +110,7 @@ def an_hour_later(folder: Path) -> None:
 def lines(tiny_folder, own_items, tmp_path_factory) -> dict[str, list[str]]:
     """Each command's line; ``OUT`` stands for a folder to write to."""
     given = tmp_path_factory.mktemp("given")
-    samples = [{"prompt": f"say {i} then", "response": f" {i} it is"} for i in range(30)]
-    data = write_lines(given / "samples.jsonl", samples)
+    data = training_file(given / "samples.jsonl", 30)
     prompts = given / "prompts.txt"
     prompts.write_text("The city of light\nOnce upon a time there was\nAnd then\n")
     model = ["--model", str(tiny_folder), "--device", "cpu"]

@@ -16,6 +16,7 @@ from bidir_core.regimes import (
     BIDIRECTIONAL,
     CAUSAL,
     Regime,
+    in_words,
     parse_regime,
     parse_regimes,
     visibility,
@@ -65,6 +66,26 @@ def test_dials_come_in_any_order_and_print_in_one(dials: list[str]) -> None:
     printed = "bidirectional:sink=3,rows=1-4,skip=9,self=2,hide=6,tail=5,layers=0-7,lambda=0.25"
     assert str(regime) == printed
     assert regime == Regime(True, 3, (1, 4), 2, 5, (0, 7), 0.25, 9, 6)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("bidirectional", ""),
+        ("bidirectional:self=2", "token 2 sees only itself"),
+        (
+            "bidirectional:sink=4,layers=3-",
+            "the first 4 tokens stay causal; in layers 3 to the last only",
+        ),
+        (
+            "bidirectional:rows=0-0,lambda=0.1",
+            "only tokens 0 to 0 look ahead; look-ahead at strength 0.1",
+        ),
+        ("causal:hide=0", "no other token sees token 0"),
+    ],
+)
+def test_dials_have_words(text: str, words: str) -> None:
+    assert in_words(parse_regime(text)) == words
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from bidir_core.analyse.compare import compare
 from bidir_core.analyse.flips import flips
-from bidir_core.analyse.pairing import pair
+from bidir_core.analyse.pairing import mismatch_report, pair
 from bidir_core.cli import main
 from bidir_core.common.errors import UserError
 from bidir_core.runs.run import Run
@@ -170,6 +170,15 @@ def test_different_item_sets_intersect_on_request_only(tmp_path):
     assert [r.task for r in compare(small, one_task, intersect=True).tasks] == ["piqa"]
     with pytest.raises(UserError, match="0 items are in both"):
         compare(one_task, make_run(tmp_path, n_items=9, tasks=["winogrande"]), intersect=True)
+
+
+def test_the_mismatch_report_lists_everything(tmp_path):
+    a = make_run(tmp_path, n_items=20)
+    b = make_run(tmp_path, n_items=30, config={"split": "test", "num_fewshot": 2})
+    mismatches = {m.what: m for m in mismatch_report(a, b)}
+    assert list(mismatches) == ["split", "few-shot", "items"]
+    assert (mismatches["items"].value_a, mismatches["items"].value_b) == ("20 items", "30 items")
+    assert mismatch_report(a, a) == []
 
 
 def test_row_order_does_not_matter(tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from bidir_core.common.errors import UserError
 from bidir_core.data.builtin_tasks import LONG_CHARACTERS, ORDER_TASKS
 from bidir_core.data.items import Item
 from bidir_core.data.tasks import load_items
@@ -111,6 +112,12 @@ def test_long_passages_hold_others_but_never_their_answer(folder: str) -> None:
 
 def _passage(item: Item) -> str:
     return item.contexts[0].removeprefix("Passage: ").partition("\nQuestion: ")[0]
+
+
+@pytest.mark.assets
+def test_the_embedded_data_have_one_split() -> None:
+    with pytest.raises(UserError, match=r"sciq_first has no split 'train'.*it has validation"):
+        load_items(["sciq_first"], split="train", data_source="auto")
 
 
 # --- the real data ----------------------------------------------------------------------------

@@ -10,9 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-from bidir_core.runs import records
 from bidir_core.runs.run import Run
 from tests.factory import TASKS, make_item, make_reference, make_run, spread_items
 
@@ -131,15 +129,9 @@ def seed_all(folder: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def quickly() -> Iterator[None]:
-    """Without the time that the smallest files take: these are read a few times and thrown away."""
-    write = records.pq.write_table
-
-    def written(*values: Any, **options: Any) -> None:
-        write(*values, **options | {"compression_level": 1})
-
+    """Without the time that collecting garbage takes."""
     gc.disable()
-    with mock.patch.object(records.pq, "write_table", written):
-        yield
+    yield
     gc.enable()
 
 

@@ -20,6 +20,7 @@ from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
 from tests.e2e.driving import go, idle
 from tests.e2e.server import IDLE, serve
+from tests.factory import until
 
 N_ITEMS = 240  # some seconds of work: see Brake
 
@@ -118,15 +119,6 @@ def shown(page) -> int:
     text = page.locator(".b-progress .head").first.inner_text(timeout=30_000)
     found = re.search(r"([\d,]+) of [\d,]+ items", text)
     return int(found[1].replace(",", "")) if found else -1
-
-
-def until(check, seconds: float):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := check():
-            return value
-        time.sleep(0.1)
-    raise AssertionError(f"not within {seconds} s")
 
 
 def test_one_job_of_two_tabs_survives_reload_and_server_and_is_cancelled_and_resumed(

@@ -23,6 +23,7 @@ from bidir_core.explain.sweep_summary import summarise_sweep
 from bidir_core.runs.find import find_run, list_runs
 from bidir_core.runs.records import RECORD_FIELDS
 from bidir_core.runs.run import Run
+from tests.lab_factory import make_sweep
 
 
 def dials(text: str, n_layers: int = 6) -> list[str]:
@@ -184,6 +185,11 @@ def test_a_finished_sweep_says_again_what_it_found(sweep, monkeypatch, capsys) -
     assert first == f"{sweep.id} is complete; nothing was run"
     assert again == lab_run_sweep.lines(sweep.metrics)
     assert again[-1] == f"verdict: {sweep.metrics['best']['acc']['sentence']}"
+
+
+def test_a_sweep_without_controls_or_choice_has_no_empty_table(tmp_path) -> None:
+    lines = lab_run_sweep.lines(make_sweep(tmp_path, (), n_items=30).metrics)
+    assert [line.split()[0] for line in lines] == ["point", "causal", "bidirectional"]
 
 
 def test_resume_refuses_runs_that_are_no_sweeps(sweep, monkeypatch, capsys) -> None:

@@ -19,7 +19,7 @@ from bidir_core.evaluate.config import EvalConfig
 from bidir_core.explain.sweep_points import LabConfig
 from bidir_core.jobs import Job, history
 from bidir_core.jobs.cost_model import shape_of, work_of
-from bidir_core.jobs.estimate import estimate
+from bidir_core.jobs.estimate import duration, estimate
 from bidir_core.jobs.history import Measured
 from bidir_core.jobs.pipeline_config import PipelineConfig, plan
 from bidir_core.runs.run import Run
@@ -268,3 +268,10 @@ def test_estimating_imports_no_torch(config):
         "assert not {'torch', 'transformers'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(5, "5 s"), (600, "10 min"), (7200, "2.0 h"), (40 * 86_400, "40 days")]
+)
+def test_durations_are_round(seconds, text):
+    assert duration(seconds) == text

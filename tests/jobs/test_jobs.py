@@ -21,7 +21,7 @@ from bidir_core.common.process import is_alive
 from bidir_core.common.progress import PHASES
 from bidir_core.jobs import Job
 from bidir_core.runs.run import Run
-from tests.factory import write_lines
+from tests.factory import until, write_lines
 
 N_MANY = 800
 
@@ -55,15 +55,6 @@ def wait(job: Job, *states: str, seconds: float = 60) -> Job:
         return seen if seen.state in states else None
 
     return until(reached, seconds, lambda: jobs.log_tail(job))
-
-
-def until(check, seconds: float = 60, explain=lambda: ""):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if result := check():
-            return result
-        time.sleep(0.05)
-    raise AssertionError(f"not within {seconds} s: {explain()}")
 
 
 def scored(job: Job, least: int = 1) -> Run:

@@ -5,7 +5,6 @@ import queue
 import signal
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import psutil
@@ -20,15 +19,9 @@ from bidir_core.models import loading, probe
 from bidir_core.models.families import tiny_loaded
 from bidir_core.regimes import parse_regime
 from tests.explain.test_generate import drop_the_mask
+from tests.factory import until
 
 LONG = 60.0
-
-
-def until(condition, seconds: float = LONG) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from bidir_core.runs.find import list_runs
 from bidir_core.runs.run import Run
 from bidir_core.train import finetune
 from bidir_core.train.config import FinetuneConfig
-from tests.factory import write_lines
+from tests.factory import training_file
 from tests.launching import AUTO, launch
 from tests.tiny_models import save_tiny_model
 
@@ -36,8 +36,7 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def samples(tmp_path_factory) -> str:
-    lines = [{"prompt": f"say {i} then", "response": f" {i} it is"} for i in range(30)]
-    return write_lines(tmp_path_factory.mktemp("data") / "samples.jsonl", lines)
+    return training_file(tmp_path_factory.mktemp("data") / "samples.jsonl", 30)
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from tests.eight_bit_models import (
     stored_kinds,
     whole,
 )
+from tests.factory import training_file
 from tests.tiny_models import save_tiny_model
 
 
@@ -60,9 +61,7 @@ MOST = 10 * STEPS * RATE  # what training can move a weight by, amply
 
 
 def tune(folder: Path, tmp_path: Path, method: str) -> int:
-    data = tmp_path / "data.jsonl"
-    lines = [{"prompt": f"say {i} then", "response": f" {i} it is"} for i in range(12)]
-    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = training_file(tmp_path / "data.jsonl", 12)
     command = f"finetune --model {folder} --prompt-bidir-response-causal-train --data {data}"
     command += f" --no-decontaminate --steps {STEPS} --batch-samples 4 --max-tokens 64"
     command += f" --eval-every 0 --device cpu --method {method} --lr {RATE}"

@@ -20,10 +20,6 @@ from tests.factory import make_run, unsealed
 from tests.report_runs import REPAIRED, evaluation, make_finetune, report, section, two_by_two
 
 
-def macro_row(table) -> list:
-    return next(row for row in table.rows if row[3] == "macro")
-
-
 def test_the_published_figures_come_back():
     published = [run for run in list_runs([COMMITTED_RUNS]) if run.is_reference]
     result = build_report(published, roots=[COMMITTED_RUNS])

@@ -12,7 +12,7 @@ from bidir_core.report.scorecard import Row, answer, scorecard
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.run import Run
 from tests.app import STAGE2, pair
-from tests.factory import make_item, make_reference, make_run
+from tests.factory import make_item, make_reference, make_run, tear
 from tests.lab_factory import make_sweep
 
 FOUR = [(arm, regime) for arm in ("3B", "3C") for regime in ("bidirectional", "causal")]
@@ -209,8 +209,7 @@ def test_a_damaged_run_changes_no_other_models_row(root) -> None:
     pair(root, model="other/model")
     (before,) = rows(root)
     _, b = pair(root)
-    table = b.path / "items.parquet"
-    table.write_bytes(table.read_bytes()[:100] + b"x" * 200 + b"PAR1")
+    tear(b)
     intact, torn = rows(root)
     assert intact == before
     assert torn.hurt is None

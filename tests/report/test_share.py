@@ -17,7 +17,7 @@ from bidir_core.runs.run import Run
 from tests.app import pair
 from tests.attend_factory import make_attend
 from tests.e2e.seed import seed_hostile
-from tests.factory import make_run, unsealed
+from tests.factory import make_run, tear, unsealed
 from tests.report.test_report_html import Page
 from tests.ui.test_why_page import explain
 
@@ -132,8 +132,7 @@ def test_damaged_dials_are_none(root, damage):
 def test_a_torn_run_is_said_and_takes_nothing_else_away(root):
     pair(root, n_items=200, model="whole/one")
     _, b = pair(root, n_items=200)
-    table = unsealed(b).path / "items.parquet"
-    table.write_bytes(table.read_bytes()[:100] + b"x" * 200 + b"PAR1")
+    tear(unsealed(b))
     files = share.rendered([root])
     assert "cannot be read" in files["index.html"]
     assert "one loses" in files["index.html"]  # the other model's answer

@@ -3,7 +3,6 @@
 import json
 import math
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,9 +16,6 @@ from bidir_core.runs.records import make_record
 from tests.factory import make_run
 
 pytestmark = pytest.mark.usefixtures("own_runs")
-
-
-HERE = Path(__file__).parent
 
 
 def record(**changes):
@@ -159,7 +155,8 @@ def test_the_file_says_to_others_what_was_written(tmp_path, texts):
 
 def test_ten_thousand_items_load_fast_and_compact_runs_are_small(tmp_path):
     run = make_run(tmp_path, n_items=10_000, texts=False)
-    assert (run.path / "items.parquet").stat().st_size < 700_000
+    records.write_parquet(records.read_parquet(run.path / "items.parquet"), tmp_path / "kept")
+    assert (tmp_path / "kept").stat().st_size < 700_000
     started = time.perf_counter()
     run.items()
     run.item("hellaswag", 1500)

@@ -237,6 +237,15 @@ def test_odd_texts_survive(tmp_path):
     assert partial.item("piqa", 0)["contexts"] == [odd]
 
 
+@pytest.mark.parametrize(
+    "state", ["queued", "running", "done", "failed", "cancelled", "lost", "partial", "corrupt"]
+)
+def test_states(tmp_path, state):
+    run = make_run(tmp_path, n_items=10, state=state)
+    assert run.state == state
+    assert (run.error is not None) == (state in ("failed", "corrupt"))
+
+
 def test_a_pid_alone_does_not_prove_life():
     me = this_process()
     assert is_alive(me)

@@ -8,19 +8,18 @@ from bidir_core.common.errors import UserError
 from scripts import model_study, repair
 from scripts.model_study import Step, Study, short, work
 from scripts.study_runs import chosen_rate
+from tests.factory import training_file
 
 
 @pytest.fixture
 def study(tiny_folder, own_items, runs_dir, tmp_path, monkeypatch) -> Study:
-    data = tmp_path / "samples.jsonl"
-    lines = [{"prompt": f"say {i} then", "response": f" {i} it is"} for i in range(20)]
-    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = training_file(tmp_path / "samples.jsonl", 20)
     model, tasks = str(tiny_folder), (str(own_items),)
     monkeypatch.setattr(model_study, "RATES", {"lora": (1e-3, 2e-3), "full": (1e-4,)})
     monkeypatch.setattr(model_study, "SEEDS", {"lora": (0, 1), "full": (0,)})
     monkeypatch.setattr(model_study, "ORDER_TASKS", tasks)
     monkeypatch.setattr(model_study, "OBJECTIVES", ("3B", "3C"))
-    training = {"data": str(data), "decontaminate": False, "batch_samples": 4}
+    training = {"data": data, "decontaminate": False, "batch_samples": 4}
     models = (model,)
     return Study(models, models, models, limit=8, tasks=tasks, training=training, steps=1)
 

@@ -190,6 +190,22 @@ def recipe(name: str, value: float, **more) -> dict:
     return {"name": name, **settings, **costs, **folds, **more}
 
 
+def test_the_recipe_is_said_with_its_cost_or_that_there_is_none():
+    chosen = recipe("recipe-3B-full-50-0.0003", -0.2)
+    data = {"rule": "r", "chosen": chosen["name"], "recipes": [chosen]}
+    text = findings_repair.recipe_text(data)
+    assert "50 steps, which is below 100; 470,000 useful tokens; seconds not measured alone" in text
+    assert "Aim: within 1 point, or better: **reached**" in text
+    slow = {**chosen, "steps": 100, "seconds_alone": {"1": 9.04, "2": 9.31}}
+    text = findings_repair.recipe_text({**data, "recipes": [slow]})
+    assert "which is not below 100" in text
+    assert "9.0 to 9.3 s of training, alone on one a GPU" in text
+    far = recipe(chosen["name"], -3.0)
+    text = findings_repair.recipe_text({**data, "chosen": None, "recipes": [far]})
+    assert "None of 1 recipes comes that close" in text
+    assert "-3.0 (-3.5 to -2.5)" in text
+
+
 def entry(name: str, tokens: int, points: float, passes: int = 1) -> dict:
     return {
         "name": name,

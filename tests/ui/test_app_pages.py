@@ -12,7 +12,7 @@ from bidir_ui import shell
 from bidir_ui.kit import fmt, html
 from bidir_ui.masks import masks_view
 from tests.app import ROOT, STAGE2, open_page, pair, words
-from tests.factory import make_item, make_reference, make_run
+from tests.factory import make_item, make_reference, make_run, tear
 
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "pages").glob("*.py"))
 READERS = [f"pages/{page}.py" for page in ("runs", "flips", "item", "compare", "masks")] + [""]
@@ -36,8 +36,7 @@ def test_a_corrupt_run_takes_no_page_down(root, page):
 
 def test_torn_items_are_an_error_not_a_traceback(root):
     a, b = pair(root)
-    table = b.path / "items.parquet"
-    table.write_bytes(table.read_bytes()[:100] + b"x" * 200 + b"PAR1")
+    tear(b)
     app = open_page("pages/item.py", a=a.id, b=b.id, item="piqa/3")
     assert "is corrupt: items.parquet is not what was written" in words(app)
 

@@ -17,7 +17,7 @@ from streamlit.delta_generator import DeltaGenerator
 from bidir_core import jobs
 from bidir_ui import shell
 from tests.app import STAGE2, fake_job, open_page, pair, words
-from tests.factory import make_run
+from tests.factory import make_run, tear
 from tests.lab_factory import make_sweep
 
 STATES = ("empty", "partial", "error", "ready")  # loading is the same on all pages, and below
@@ -49,8 +49,7 @@ def half(root: Path) -> dict[str, str]:
 def torn(root: Path) -> dict[str, str]:
     """The candidate's items are damaged."""
     a, b = pair(root)
-    table = b.path / "items.parquet"
-    table.write_bytes(table.read_bytes()[:100] + b"x" * 200 + b"PAR1")
+    tear(b)
     return {"a": a.id, "b": b.id}
 
 
