@@ -34,7 +34,7 @@ def claimed(findings: Findings, start: str) -> str:
     from bidir_core.report.paper_claims import make_claims
 
     for claim in make_claims(findings):
-        if claim.statement.startswith(start):
+        if claim.claim.startswith(start):
             return claim.status
     raise AssertionError(f"no claim starts with {start}")
 
