@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -269,13 +269,9 @@ class OrderArm:
     seconds: float | None
     peak_bytes: int | None
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> OrderArm:
-        """Read what :meth:`to_json` gives."""
+        """Read what was stored of an arm as a dictionary."""
 
         def read(kind: Any, stored: Mapping[str, Any] | None) -> Any:
             """A dataclass from its own fields alone: later versions may add some."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from bidir_core.commands.arguments import add_arguments, given_in, require_model
-from bidir_core.explain.recommend import recommend
 from bidir_core.explain.recommend_config import RecommendConfig
 
 
@@ -18,5 +17,8 @@ def run(parsed: argparse.Namespace) -> int:
     """Measure, print the curve and the recommendation on stderr and the run folder on stdout."""
     given = given_in(parsed)
     require_model(given)
-    print(recommend(RecommendConfig(**given)))
+    config = RecommendConfig(**given)
+    from bidir_core.explain.recommend import recommend
+
+    print(recommend(config))
     return 0
