@@ -90,11 +90,6 @@ class GapRecovered:
     why_not_stated: str | None = None
 
 
-def has_orders(tasks: Sequence[str]) -> bool:
-    """Whether both orders of some family are among the tasks."""
-    return any({f"{f}_first", f"{f}_last"} <= set(tasks) for f in map(family_of, tasks))
-
-
 def order_answers(*runs: Run, metric: str = "acc") -> dict[str, OrderAnswers]:
     """Family -> its answers, from one run with both orders or from two runs with one each.
 
