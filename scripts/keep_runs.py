@@ -84,12 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def keep(run: Run, folder: Path, *, made_in: str, items: bool, shared_device: bool) -> None:
     """Write ``run`` to ``folder`` anew, as the module says; what was there before is removed."""
     shutil.rmtree(folder, ignore_errors=True)
-    _write_copy(run, folder, made_in=made_in, items=items, shared_device=shared_device)
+    points = [(point, folder / "points" / point.path.name) for point in run.points()]
+    for source, to in [(run, folder), *points]:
+        _write_copy(source, to, made_in=made_in, items=items, shared_device=shared_device)
     for texts in sorted(run.path.glob("texts*.parquet")) if items else ():
         shutil.copyfile(texts, folder / texts.name)
-    for point in run.points():
-        to = folder / "points" / point.path.name
-        _write_copy(point, to, made_in=made_in, items=items, shared_device=shared_device)
 
 
 def _write_copy(run: Run, folder: Path, *, made_in: str, items: bool, shared_device: bool) -> None:

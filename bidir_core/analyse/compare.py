@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bidir_core.analyse import stats
-from bidir_core.analyse.order_effects import OrderArm, has_orders, order_arms, order_text
+from bidir_core.analyse.order_effects import OrderArm, order_arms, order_text
 from bidir_core.analyse.pairing import Metric, PairedItems, pair, repeats, unchecked_notes
 from bidir_core.analyse.stats import Retention, above_floor_retention
 from bidir_core.analyse.verdict import (
@@ -25,6 +25,7 @@ from bidir_core.analyse.verdict import (
 )
 from bidir_core.common.errors import UserError
 from bidir_core.common.formatting import count, p_text, points, table
+from bidir_core.data.items import has_orders
 from bidir_core.regimes import parse_regime
 from bidir_core.runs.run import Run
 

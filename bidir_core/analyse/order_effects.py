@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -88,11 +88,6 @@ class GapRecovered:
     last_change: Estimate
     share: Estimate | None
     why_not_stated: str | None = None
-
-
-def has_orders(tasks: Sequence[str]) -> bool:
-    """Whether both orders of some family are among the tasks."""
-    return any({f"{f}_first", f"{f}_last"} <= set(tasks) for f in map(family_of, tasks))
 
 
 def order_answers(*runs: Run, metric: str = "acc") -> dict[str, OrderAnswers]:
@@ -269,13 +264,9 @@ class OrderArm:
     seconds: float | None
     peak_bytes: int | None
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> OrderArm:
-        """Read what :meth:`to_json` gives."""
+        """Read what was stored of an arm as a dictionary."""
 
         def read(kind: Any, stored: Mapping[str, Any] | None) -> Any:
             """A dataclass from its own fields alone: later versions may add some."""

@@ -67,6 +67,11 @@ def family_of(task: str) -> str:
     return task.removesuffix("_first").removesuffix("_last")
 
 
+def has_orders(tasks: Sequence[str]) -> bool:
+    """Whether both orders of some family are among the tasks."""
+    return any({f"{f}_first", f"{f}_last"} <= set(tasks) for f in map(family_of, tasks))
+
+
 def hash_doc(doc: dict[str, Any]) -> str:
     """lm-eval's `doc_hash`: SHA-256 of the document as two-space indented JSON, keys in order."""
     return hashlib.sha256(json.dumps(doc, indent=2, ensure_ascii=False).encode()).hexdigest()

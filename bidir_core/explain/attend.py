@@ -176,7 +176,8 @@ def _write(
         lab_run.end(writer, loaded, metrics, started=started, **cost)
 
 
-PARTS = ("prefix", "start", "continuation")
+# Many items: averages with intervals, small enough to keep.
+
 _Item = dict[str, np.ndarray]
 
 
@@ -245,7 +246,7 @@ def _observe_item(
     observations = [observe(loaded, passage, regime, keep_hidden=True) for regime in regimes]
     measured: _Item = {}
     for number, observation in enumerate(observations):
-        for part in PARTS:
+        for part in files.PARTS:
             for name, value in observation.shares.mean(part).items():
                 measured[f"{part}_{name}_{number}"] = value
         measured[f"prefix_top_{number}"] = observation.shares.received.max(-1).astype(np.float64)
@@ -394,7 +395,7 @@ def _overall(values: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def _intervals(values: dict[str, np.ndarray]) -> dict[str, Any]:
     """``{part: {measure: mean and interval by layer}}`` from ``part_measure`` keys."""
-    by_part: dict[str, Any] = {part: {} for part in PARTS}
+    by_part: dict[str, Any] = {part: {} for part in files.PARTS}
     for key, rows in values.items():
         part, _, name = key.partition("_")
         by_part[part][name] = mean_interval(rows)

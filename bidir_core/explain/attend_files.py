@@ -26,6 +26,7 @@ from bidir_core.runs.read import read_array, read_arrays, read_object
 from bidir_core.runs.shapes import TOKENS
 
 MEASURES = ("first", "future", "past", "entropy")
+PARTS = ("prefix", "start", "continuation")  # of a sequence
 _STORED = (*MEASURES, "received")
 MATRIX_PROMPT_TOKENS = 512  # matrices are kept for prompts up to this,
 MATRIX_TOKENS = 640  # and for prompt and continuation together up to this

@@ -259,7 +259,7 @@ def observe_one(
 def layer_means(shares: files.Shares) -> dict[str, dict[str, list[float] | None]]:
     """Part, then measure: the mean over heads, layer by layer. None for a part without tokens."""
     by_part: dict[str, dict[str, list[float] | None]] = {}
-    for part in ("prefix", "start", "continuation"):
+    for part in files.PARTS:
         means = {name: value.mean(-1) for name, value in shares.mean(part).items()}
         by_part[part] = {
             name: None if np.isnan(value).any() else [round(float(v), 6) for v in value]

@@ -30,15 +30,19 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.progress import phase
+from bidir_core.common.progress import Progress, phase
 from bidir_core.common.settings import to_json
+from bidir_core.data.encoding import Encoder
 from bidir_core.data.items import Item, hash_doc
+from bidir_core.data.tasks import load_items
 from bidir_core.evaluate.config import EvalConfig
+from bidir_core.explain import lab_run
+from bidir_core.explain.attend import mean_interval
 from bidir_core.explain.controls import same_prompts
 from bidir_core.explain.recommend_config import (
     KIND,
@@ -46,16 +50,15 @@ from bidir_core.explain.recommend_config import (
     RecommendConfig,
     sentence,
 )
+from bidir_core.explain.recommend_measure import PromptMeasures, measure, n_passes
 from bidir_core.explain.sweep_points import SINK, open_from
+from bidir_core.models import loading
+from bidir_core.models.loading import LoadedModel, Preflight
 from bidir_core.regimes import BIDIRECTIONAL
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import check_new_run, runs_roots
 from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
-
-if TYPE_CHECKING:
-    from bidir_core.explain.recommend_measure import PromptMeasures
-    from bidir_core.models.loading import LoadedModel, Preflight
 
 # Nats; a ratio of norms; a share of attention; a share of the KL.
 THRESHOLDS = {"kl": 0.02, "outlier": 10.0, "attention": 0.3, "share": 0.1}
@@ -74,9 +77,6 @@ def recommend(config: RecommendConfig, *, loaded: LoadedModel | None = None) -> 
 
     ``loaded`` reuses a model in memory. Raises UserError on bad input, before anything is written.
     """
-    from bidir_core.explain import lab_run
-    from bidir_core.models import loading
-
     check_new_run(config.runs_dir, config.name)
     prompts = read_prompts(config)
     plan = loaded or loading.preflight(**loading.asked_by(config, regime=SINK))
@@ -140,8 +140,6 @@ def read_prompts(config: RecommendConfig) -> list[Prompt]:
         if not prompts:
             raise UserError(f"{config.prompts} has no prompts; write one a line")
         return prompts
-    from bidir_core.data.tasks import load_items
-
     n = config.limit or PROMPTS_PER_TASK
     prompts = []
     for task in config.tasks:
@@ -192,8 +190,6 @@ def _encode(
     config: RecommendConfig, plan: LoadedModel | Preflight, prompts: Sequence[Prompt]
 ) -> tuple[list[np.ndarray], bool]:
     """Each prompt's tokens, int64 ``[n_tokens]``, as an evaluation would read it as a context."""
-    from bidir_core.data.encoding import Encoder
-
     encoder = Encoder.of(plan, bos=config.bos, chat_template=config.chat_template)
     encoded = encoder.encode([_as_item(i, prompt) for i, prompt in enumerate(prompts)])
     for prompt, item in zip(prompts, encoded, strict=True):
@@ -218,10 +214,6 @@ def _write(
     prompts: Sequence[Prompt],
     ids: Sequence[np.ndarray],
 ) -> None:
-    from bidir_core.common.progress import Progress
-    from bidir_core.explain import lab_run
-    from bidir_core.explain.recommend_measure import measure, n_passes
-
     with lab_run.at_work(writer) as log:
         log.info("recommend for %s on %d prompts -> %s", config.model, len(ids), writer.id)
         probed = (BIDIRECTIONAL, open_from(1), SINK)
@@ -268,8 +260,6 @@ def summarise(measures: Sequence[PromptMeasures]) -> dict[str, Any]:
 
     Curves are lists: ``kl`` and ``top1_agreement`` by A = 0 .. L, the others by layer.
     """
-    from bidir_core.explain.attend import mean_interval
-
     kl = np.stack([prompt.kl for prompt in measures])
     curve = mean_interval(kl)
     means = kl.mean(0)

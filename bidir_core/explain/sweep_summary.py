@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ def orders(sweep: Sweep, metric: str) -> dict[str, list[dict[str, Any]]]:
         and point.condition._replace(repeat_prompt=sweep.usual.repeat_prompt) == sweep.usual
     ]
     arms = order_arms(sweep.runs[causal], runs, metric=metric)
-    return {family: [arm.to_json() for arm in family_arms] for family, family_arms in arms.items()}
+    return {family: list(map(asdict, family_arms)) for family, family_arms in arms.items()}
 
 
 def candidates(sweep: Sweep) -> dict[str, list[str]]:

@@ -317,6 +317,9 @@ def _recorded(run: Run | None, encoded: EncodedItem, metric: str) -> dict[str, A
     return {"run": run.id, "choice": measure.choice(record["ll"]), "ll": short(record["ll"])}
 
 
+# One item's answers at every setting of three dials, put into a file: a page then needs no model.
+
+
 def export(config: WhyConfig, path: Path | str) -> dict[str, Any]:
     """Score the item at every setting and put it into the file. UserError, before anything is
     written, on bad input and for an item that has a context for each choice."""

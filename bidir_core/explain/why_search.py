@@ -234,6 +234,9 @@ def short(values: Sequence[float]) -> list[float]:
     return [round(float(value), 4) for value in values]
 
 
+# Trying things by hand, the prompt perhaps edited: causal, as a regime says, and as it says but for
+# layers or tokens left causal.
+
 MOST_CHARACTERS = 20_000  # of all texts together: this is for one item, answered at once
 
 

@@ -63,7 +63,7 @@ def can_it_be_fixed(repair: Repair) -> list[str]:
         return [f"Not run: no evaluation of {escape(repair.arm)} under {escape(repair.regime)}."]
     lines = [f"**{escape(repair.arm)}**: {short_answer(repair)}."]
     if repair.gain is not None:
-        verb = _verb(repair.gain, "raises", "lowers")
+        verb = {"better": "raises", "worse": "lowers"}.get(repair.gain.verdict, "moves")
         lines.append(
             f"Against stage 2, fine-tuning {verb} macro accuracy under {escape(repair.regime)} "
             f"{change(repair.gain)}."
@@ -208,10 +208,6 @@ def kept(contrast: Contrast) -> str:
 def retention(retained: Retention) -> str:
     why = f" ({retained.why_suppressed})" if retained.value is None else ""
     return retention_text(retained, short=True) + why
-
-
-def _verb(contrast: Contrast, up: str, down: str) -> str:
-    return {"better": up, "worse": down}.get(contrast.verdict, "moves")
 
 
 def _seeds(per_seed: tuple[float, ...]) -> str:

@@ -5,26 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import plotly.graph_objects as go
 from markupsafe import Markup
 
 from bidir_core.analyse.contrasts import Contrast, cell_title, level
+from bidir_core.analyse.judgement import Findings
 from bidir_core.analyse.study import CAUSAL, NAMES, ordered_cells
 from bidir_core.analyse.verdict import Judgement, ends_text
 from bidir_core.common import formatting
 from bidir_core.data.item_texts import visible
 from bidir_core.regimes import parse_regime
 from bidir_core.report import plots
+from bidir_core.report.markdown import Table
 from bidir_core.report.rows import Look, Row, interval_rows
-from bidir_core.report.sections import FRONT
-
-if TYPE_CHECKING:
-    from bidir_core.analyse.judgement import Findings
-    from bidir_core.report.markdown import Table
-    from bidir_core.report.sections import Report
+from bidir_core.report.sections import FRONT, Report
 
 LABEL = 300  # characters of a label at most; a chart breaks it into lines
 IN_LEGEND = 36  # characters a line

@@ -21,13 +21,11 @@ from bidir_core.common.version import __version__
 from bidir_core.data.item_texts import visible
 from bidir_core.report.charts import Chart, charts
 from bidir_core.report.markdown import Table
-from bidir_core.report.sections import ALL_SECTIONS, FLIPS, Section
+from bidir_core.report.sections import ALL_SECTIONS, FLIPS, Report, Section
 from bidir_core.report.top_flips import TOP, flip_tables
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
-
-    from bidir_core.report.sections import Report
 
 FOLDER = Path(__file__).with_name("html")
 

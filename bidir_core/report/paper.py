@@ -156,6 +156,10 @@ def printed_numbers(numbers: Findings) -> dict[str, str]:
     return printed
 
 
+# --- LaTeX ----------------------------------------------------------------------------------------
+# Names of models, tasks, runs and files come from outside: everything goes through :func:`escape`, so
+# that no text can start a command, and a character that pdfLaTeX cannot set becomes its code point.
+
 _COMMANDS = {
     "\\": r"\textbackslash{}",
     "{": r"\{",

@@ -22,13 +22,12 @@ from bidir_core.analyse.verdict import Judgement
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
 from bidir_core.report.paper_claims import METRICS
+from bidir_core.report.sections import Report
 from bidir_core.report.tables import curve_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from bidir_core.report.sections import Report
 
 GREY, BLUE, RED, GREEN, FAINT = "#5f5f5f", "#0072B2", "#D55E00", "#009E73", "#d0d0d0"
 
@@ -245,7 +244,7 @@ FIGURES: dict[str, Callable[[Findings], Figure | None]] = {
 
 # How figures look: one style, one palette.
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "axes.titlesize": 8,
@@ -274,8 +273,7 @@ def style() -> Iterator[None]:
 
     with _one_at_a_time, matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()  # whatever the reader's own matplotlibrc says
-        for name, value in _STYLE.items():
-            matplotlib.rcParams[name] = value  # type: ignore[index]
+        matplotlib.rcParams.update(_STYLE)
         warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
         yield
 

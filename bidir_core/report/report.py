@@ -111,7 +111,14 @@ def write_report(
     ``csv``: also ``<stem>.<table>.csv`` beside it. ``html``: also that file. ``only``: keys of the
     sections to write; None means all.
     """
-    texts = {path: _text(report, path, only) for path in (out, html) if path is not None}
+    texts = {}
+    for path in filter(None, (out, html)):
+        if path.suffix == ".html":
+            from bidir_core.report.html_page import page
+
+            texts[path] = page(report, only)
+        else:
+            texts[path] = report.markdown(only)
     if csv:
         for key, table in report.chosen_tables(only).items():
             texts[out.with_name(f"{out.stem}.{key}.csv")] = table.csv()
@@ -125,11 +132,3 @@ def write_report(
                 f"{path}: cannot be written ({error.strerror or error}); give another file"
             ) from error
     return list(texts)
-
-
-def _text(report: Report, path: Path, only: Collection[str] | None) -> str:
-    if path.suffix == ".html":
-        from bidir_core.report.html_page import page
-
-        return page(report, only)
-    return report.markdown(only)

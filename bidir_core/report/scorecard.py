@@ -366,17 +366,13 @@ def _repair(findings: Findings) -> tuple[Cell, list[tuple[str, Judgement]]]:
     assert arm is not None
     repair, regime = findings.repair(arm), study.own_regime(arm)
     words, judged = REPAIRED[repair.outcome], repair.interaction
-    steps = []
-    gap = repair.gap
-    if gap is not None and gap.basis == "paired":
-        steps.append(("Repair fine-tune", gap.judgement))
     same = findings.between(findings.stage1, (control, regime)) if control is not None else None
-    if same is not None and same.basis == "paired":
-        steps.append(("Control fine-tune", same.judgement))
+    shown = (("Repair fine-tune", repair.gap), ("Control fine-tune", same))
+    steps = [(name, c.judgement) for name, c in shown if c is not None and c.basis == "paired"]
     if judged is not None and judged.estimate is not None:
-        badge = Badge(
-            "beats control", CONTROL, OUTCOMES[judged.verdict], _of_seeds(repair.note, judged)
-        )
+        n = judged.n_seeds
+        detail = repair.note or (f"{n} training seeds" if n > 1 else "one training seed")
+        badge = Badge("beats control", CONTROL, OUTCOMES[judged.verdict], detail)
         effect = findings.interaction(arm)
         ends = () if isinstance(effect, str) else (effect.runs[1][0], effect.runs[0][0])
         what = "beyond the control fine-tune"
@@ -384,13 +380,7 @@ def _repair(findings: Findings) -> tuple[Cell, list[tuple[str, Judgement]]]:
         cell = Cell(words, judged, judged.value, what, ends, (badge,), note)
         return cell, steps
     missing = Badge("beats control", CONTROL, "undecided", repair.missing)
-    return _without_interaction(words, repair.gain or gap, missing), steps
-
-
-def _of_seeds(note: str, judged: Judgement) -> str:
-    return note or (
-        f"{judged.n_seeds} training seeds" if judged.n_seeds > 1 else "one training seed"
-    )
+    return _without_interaction(words, repair.gain or repair.gap, missing), steps
 
 
 def _without_interaction(words: str, contrast: Contrast | None, badge: Badge) -> Cell:

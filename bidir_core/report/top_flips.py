@@ -140,7 +140,7 @@ def _rows(pairs: PairedItems, frame: pd.DataFrame, chosen: np.ndarray) -> list[F
             continue  # this run kept its choice but not the scores
         line = frame.iloc[index]
         texts = first if first["contexts"] is not None else second
-        gold, n_choices = int(line["gold"]), len(first["ll"])
+        gold, scores = int(line["gold"]), list(zip(first["ll"], second["ll"], strict=True))
         out.append(
             FlipRow(
                 item_id=str(line["item_id"]),
@@ -148,15 +148,8 @@ def _rows(pairs: PairedItems, frame: pd.DataFrame, chosen: np.ndarray) -> list[F
                 flip=str(line["flip"]),
                 context=_context(texts["contexts"], gold),
                 choices=tuple(
-                    Choice(
-                        text,
-                        first["ll"][i],
-                        second["ll"][i],
-                        i == gold,
-                        i == line["pred_a"],
-                        i == line["pred_b"],
-                    )
-                    for i, text in enumerate(_choices(texts, n_choices))
+                    Choice(text, *scores[i], i == gold, i == line["pred_a"], i == line["pred_b"])
+                    for i, text in enumerate(_choices(texts, len(scores)))
                 ),
                 margin_a=float(line["margin_a"]),
                 margin_b=float(line["margin_b"]),

@@ -12,13 +12,13 @@ import streamlit as st
 from bidir_core.analyse.order_effects import (
     OrderArm,
     family_words,
-    has_orders,
     order_arms,
     order_sentence,
 )
 from bidir_core.analyse.stats import Estimate
 from bidir_core.analyse.verdict import judge
 from bidir_core.common.errors import UserError
+from bidir_core.data.items import has_orders
 from bidir_core.runs.layout import STAGE1
 from bidir_ui.kit import fmt, html, widgets
 from bidir_ui.reading.data import BY_CHANGE, RunInfo, run_of
