@@ -185,6 +185,12 @@ def check_name(name: str) -> str:
     return name
 
 
+def run_id(folder: Path) -> str:
+    """``<stage_dir>/<folder>``, or ``lab/<folder>/points/<slug>``: the same on every machine."""
+    parts = folder.parts
+    return "/".join(parts[-4:] if parts[-2] == "points" else parts[-2:])
+
+
 def is_run_folder_name(folder: str) -> bool:
     return _FOLDER.fullmatch(folder) is not None
 
