@@ -20,7 +20,7 @@ from unittest import mock
 from pyarrow import parquet
 
 from bidir_core.common.files import write_json
-from bidir_core.runs.layout import stage_dir_for
+from bidir_core.runs.layout import evaluation_dir
 from bidir_core.runs.records import make_record
 from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
@@ -280,7 +280,7 @@ def answered(
     settings = {**EVALUATION, "model": "m", "tasks": list(tasks), "regime": regime}
     record = {"objective": trained, "method": "full", "steps": 9, "seed": seed}
     facts = {"training_record": record} if trained else {}
-    stage = stage_dir_for("eval", regime=regime, checkpoint=trained)
+    stage = evaluation_dir(regime, checkpoint=trained)
     settings["checkpoint"] = trained and f"{trained}/final"
     writer = RunWriter.create(stage, settings, root=root, name=f"s{seed}", **facts)
     luck = {"seed": 0, "data_seed": 0, "compact": True}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bidir_core.data.sampling import fold_of
-from bidir_core.runs.layout import stage_dir_for
+from bidir_core.runs.layout import FINETUNE_DIRS, evaluation_dir
 from bidir_core.runs.records import make_record
 from bidir_core.runs.writer import RunWriter
 from scripts.study_runs import COMMITTED_BASE
@@ -47,7 +47,7 @@ def _records(right: bool) -> dict[str, Mapping[str, Any]]:
 def evaluated(root: Path, name: str, regime: str, wrong: Wrong = (), *, tuned: bool = True) -> None:
     """A run that is right everywhere but on the ``wrong`` items."""
     checkpoint = "final" if tuned else None
-    stage = stage_dir_for("eval", regime=regime, checkpoint=checkpoint)
+    stage = evaluation_dir(regime, checkpoint=checkpoint)
     settings = {"model": "m", "checkpoint": checkpoint, "regime": regime, "tasks": TASKS}
     writer = RunWriter.create(stage, settings, root=root, name=name)
     bad = set(wrong)
@@ -73,7 +73,7 @@ def arm(
 ) -> None:
     """A fine-tune and its two evaluations, wrong on these items."""
     full = {"objective": "3B", "method": "full", "seed": seed, "steps": 400, "lr": 1e-4, **settings}
-    stage = stage_dir_for("finetune", objective=full["objective"])
+    stage = FINETUNE_DIRS[full["objective"]]
     facts = {"name": f"{name}-seed{seed}", "kind": "finetune"}
     writer = RunWriter.create(stage, full, root=root, **facts)
     metrics = {"tokens": 1000 * full["steps"], "weight_bytes": weight_bytes}

@@ -28,7 +28,7 @@ from bidir_core.models.attention import ATTENTIONS
 from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import Regime, parse_regime
 from bidir_core.runs.find import check_same, resumable
-from bidir_core.runs.layout import check_new_run, stage_dir_for
+from bidir_core.runs.layout import check_new_run, evaluation_dir
 from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
 
@@ -80,7 +80,7 @@ def evaluate_regimes(
 
         def begin() -> RunWriter:
             return RunWriter.create(
-                stage_dir_for("eval", regime=regime, checkpoint=config.checkpoint),
+                evaluation_dir(regime, checkpoint=config.checkpoint),
                 to_json(run_config),
                 root=config.runs_dir,
                 name=config.name,

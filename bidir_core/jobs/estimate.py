@@ -177,8 +177,8 @@ class Speed(NamedTuple):
     """Operations a second; a run's time over the predicted one, at least and at most; and the source."""
 
     rate: float | None
-    ratios: tuple[float | None, float | None]
     why: str
+    ratios: tuple[float | None, float | None] = (None, None)
 
 
 def _speed(
@@ -189,23 +189,21 @@ def _speed(
     same_work = [m for m in measured if m.work == work]
     of_model = [m for m in same_work if m.model == model]
     rates = [m.rate for m in (of_model or same_work or measured)[:NEWEST] if m.rate]
-    unknown = (None, None)
-    if rates:
-        whose = "this model" if of_model else "other models" if same_work else "other work"
-        why = f"speed: measured here, {len(rates)} run{'s' if len(rates) > 1 else ''} of {whose}"
-        rate: float | None = statistics.median(rates)
-    else:
-        rate = place.layer_rate(shape, place.device, dtype) if place.layer_rate else None
-        why = "speed: one layer of this width timed here just now"
+    if not rates:
+        rate = place.layer_rate and place.layer_rate(shape, place.device, dtype)
         if rate is None:
-            why = f"{NO_SPEED} on {place.device}: no run has finished here"
-            return Speed(None, unknown, why)
+            return Speed(None, f"{NO_SPEED} on {place.device}: no run has finished here")
+        why = "speed: one layer of this width timed here just now"
+        return Speed(rate, f"{why}; how far off that is, is not known yet")
+    whose = "this model" if of_model else "other models" if same_work else "other work"
+    why = f"speed: measured here, {len(rates)} run{'s' if len(rates) > 1 else ''} of {whose}"
+    rate = statistics.median(rates)
     if len(rates) < 2 or not same_work:
-        return Speed(rate, unknown, f"{why}; how far off that is, is not known yet")
+        return Speed(rate, f"{why}; how far off that is, is not known yet")
     # The time each run took over the time that the others predict for it.
     ratios = [statistics.median(rates[:i] + rates[i + 1 :]) / r for i, r in enumerate(rates)]
     why += f", which took {min(ratios):.2f} to {max(ratios):.2f} times what the others say of them"
-    return Speed(rate, (min(1.0, *ratios), max(1.0, *ratios)), why)
+    return Speed(rate, why, (min(1.0, *ratios), max(1.0, *ratios)))
 
 
 def _finetune(config: FinetuneConfig, place: Place) -> Estimate:

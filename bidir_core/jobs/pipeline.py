@@ -34,7 +34,7 @@ from bidir_core.models.source import fetch_weights
 from bidir_core.models.weight_files import fingerprint, weight_files
 from bidir_core.report.report import build_report, write_report
 from bidir_core.runs.find import list_runs
-from bidir_core.runs.layout import refuse_if_read_only, runs_roots, stage_dir_for
+from bidir_core.runs.layout import FINETUNE_DIRS, evaluation_dir, refuse_if_read_only, runs_roots
 from bidir_core.runs.run import Run
 from bidir_core.train.config import OBJECTIVES, FinetuneConfig
 from bidir_core.train.data import check_data
@@ -261,10 +261,9 @@ def find_run_of(
     if stage.trained_by and trained is None:
         return None
     if isinstance(stage.config, FinetuneConfig):
-        folder = stage_dir_for("finetune", objective=stage.config.objective)
+        folder = FINETUNE_DIRS[stage.config.objective]
     else:
-        checkpoint = stage.trained_by
-        folder = stage_dir_for("eval", regime=stage.config.regime, checkpoint=checkpoint)
+        folder = evaluation_dir(stage.config.regime, stage.trained_by)
     fitting = [
         run
         for run in list_runs(roots_of(config))

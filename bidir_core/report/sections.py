@@ -16,7 +16,7 @@ from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
 from bidir_core.report import answers, tables
 from bidir_core.report.markdown import Table, bullets, code, escape
-from bidir_core.runs.layout import FINETUNE_DIRS, LEAKY_WARNING, STAGES, stage_dir_for
+from bidir_core.runs.layout import FINETUNE_DIRS, LEAKY_WARNING, STAGES, evaluation_dir
 
 Part = str | Table  # a Markdown paragraph, or a table
 
@@ -69,7 +69,7 @@ def _stages(numbers: Findings) -> Sequence[Part]:
     have = {FINETUNE_DIRS[arm.code] for arm in study.arms if arm.code in FINETUNE_DIRS}
     for arm, regime in study.cells:
         checkpoint = None if arm == study.base else arm.code
-        have.add(stage_dir_for("eval", regime=regime, checkpoint=checkpoint))
+        have.add(evaluation_dir(regime, checkpoint=checkpoint))
     lines = [
         f"{stage.name}: {stage.description}{'' if folder in have else ' - *not run*'}"
         for folder, stage in STAGES.items()

@@ -141,34 +141,16 @@ _FOLDER = re.compile(r"\d{8}-\d{6}(-\d+)?(_[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
-def stage_dir_for(
-    command: str,
-    *,
-    regime: Regime | str = "causal",
-    checkpoint: object = None,
-    objective: str | None = None,
-) -> str:
-    """The folder a command's run belongs to.
+def evaluation_dir(regime: Regime | str, checkpoint: object = None) -> str:
+    """The folder of an evaluation; ``checkpoint``: anything but None says that a fine-tuned model is
+    evaluated.
 
     Only plain ``causal`` is stage 1 or the non-prefill compare. Every other regime is an ablation
     and goes to stage 2 or 4, ``causal:hide=J`` too: it must never be taken for the baseline.
-
-    ``command``: eval, finetune, lab or attend. ``checkpoint``: anything but None says that a
-    fine-tuned model is evaluated. ``objective`` (finetune only): 3B, 3A, 3C or distill.
     """
-    if command == "eval":
-        if parse_regime(regime).is_causal:
-            return STAGE1 if checkpoint is None else NONPREFILL
-        return STAGE2 if checkpoint is None else STAGE4
-    if command == "finetune":
-        if objective not in FINETUNE_DIRS:
-            raise UserError(
-                f"unknown objective '{objective}'; known are {', '.join(FINETUNE_DIRS)}"
-            )
-        return FINETUNE_DIRS[objective]
-    if command in ("lab", "attend"):
-        return LAB
-    raise UserError(f"the command '{command}' makes no run; eval, finetune, lab and attend do")
+    if parse_regime(regime).is_causal:
+        return STAGE1 if checkpoint is None else NONPREFILL
+    return STAGE2 if checkpoint is None else STAGE4
 
 
 def runs_roots() -> list[Path]:
@@ -201,6 +183,12 @@ def check_name(name: str) -> str:
             "starting with a letter or digit"
         )
     return name
+
+
+def run_id(folder: Path) -> str:
+    """``<stage_dir>/<folder>``, or ``lab/<folder>/points/<slug>``: the same on every machine."""
+    parts = folder.parts
+    return "/".join(parts[-4:] if parts[-2] == "points" else parts[-2:])
 
 
 def is_run_folder_name(folder: str) -> bool:

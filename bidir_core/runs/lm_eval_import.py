@@ -19,9 +19,9 @@ from bidir_core.regimes import parse_regime
 from bidir_core.runs.layout import (
     IMPORTED,
     check_new_run,
+    evaluation_dir,
     new_run_folder,
     runs_roots,
-    stage_dir_for,
 )
 from bidir_core.runs.lm_eval_read import (
     READ_VERSION,
@@ -129,7 +129,7 @@ def _write(
 ) -> Path:
     """Write the run out of sight, then give it its name: no reader meets half of it."""
     root = Path(runs_dir).expanduser().resolve() if runs_dir is not None else runs_roots()[0]
-    stage = stage_dir_for("eval", regime=settings["regime"], checkpoint=settings["checkpoint"])
+    stage = evaluation_dir(settings["regime"], checkpoint=settings["checkpoint"])
     remove_left_overs(root / stage, ".importing-*")
     hidden = root / stage / f".importing-{os.getpid()}"
     try:  # lm-eval's own seconds, which include loading; it counts no tokens

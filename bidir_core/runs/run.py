@@ -16,7 +16,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.common.files import Damaged, one_line, open_plain
 from bidir_core.common.process import is_alive
 from bidir_core.data.tasks import name_of
-from bidir_core.runs.layout import is_locked, is_run_folder_name, split_folder_name
+from bidir_core.runs.layout import is_locked, is_run_folder_name, run_id, split_folder_name
 from bidir_core.runs.read import read_object, tail, what_changed
 from bidir_core.runs.records import (
     LIGHT_FIELDS,
@@ -46,8 +46,7 @@ class Run:
     @property
     def id(self) -> str:
         """``<stage_dir>/<folder>``, or ``lab/<folder>/points/<slug>``: the same on every machine."""
-        parts = self.path.parts
-        return "/".join(parts[-4:] if parts[-2] == "points" else parts[-2:])
+        return run_id(self.path)
 
     @property
     def stage(self) -> str:

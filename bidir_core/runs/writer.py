@@ -22,6 +22,7 @@ from bidir_core.runs.layout import (
     is_locked,
     new_run_folder,
     refuse_if_read_only,
+    run_id,
     run_lock,
     runs_roots,
 )
@@ -152,9 +153,7 @@ class RunWriter:
 
     @property
     def id(self) -> str:
-        from bidir_core.runs.run import Run
-
-        return Run(self.path).id
+        return run_id(self.path.absolute())
 
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Add finished items. They survive a kill once this returns, a power cut within seconds."""

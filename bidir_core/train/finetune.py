@@ -32,7 +32,7 @@ from bidir_core.models.devices import forget_peak_memory
 from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
 from bidir_core.runs.find import check_same, resumable
-from bidir_core.runs.layout import stage_dir_for
+from bidir_core.runs.layout import FINETUNE_DIRS
 from bidir_core.runs.metrics import compute_metrics
 from bidir_core.runs.records import make_record
 from bidir_core.runs.run import Run
@@ -120,7 +120,7 @@ def _finetune(
             RunWriter.resume(run)
             if run is not None
             else RunWriter.create(
-                stage_dir_for("finetune", objective=config.objective),
+                FINETUNE_DIRS[config.objective],
                 to_json(config),
                 root=config.runs_dir,
                 name=config.name,

@@ -10,7 +10,13 @@ import pytest
 
 from bidir_core.common.errors import UserError
 from bidir_core.runs.find import delete_run, find_run, list_runs, rename_run
-from bidir_core.runs.layout import new_run_folder, run_lock, runs_roots, stage_dir_for
+from bidir_core.runs.layout import (
+    FINETUNE_DIRS,
+    evaluation_dir,
+    new_run_folder,
+    run_lock,
+    runs_roots,
+)
 from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
 from tests.factory import make_run, scored
@@ -22,24 +28,28 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    ("command", "options", "expected"),
+    ("regime", "checkpoint", "expected"),
     [
-        ("eval", {}, "stage1_vanilla_eval"),
-        ("eval", {"regime": "bidirectional:sink=1"}, "stage2_prefill_bidir_eval"),
-        ("eval", {"regime": "bidirectional:lambda=0"}, "stage1_vanilla_eval"),
-        ("eval", {"regime": "bidirectional", "checkpoint": "x"}, "stage4_postft_eval"),
-        ("eval", {"checkpoint": "x"}, "nonprefill_compare"),
-        ("eval", {"regime": "causal:hide=0"}, "stage2_prefill_bidir_eval"),
-        ("eval", {"regime": "causal:hide=0", "checkpoint": "x"}, "stage4_postft_eval"),
-        ("finetune", {"objective": "3B"}, "stage3_finetune_prefill_bidir"),
-        ("finetune", {"objective": "3A"}, "stage3a_finetune_leaky"),
-        ("finetune", {"objective": "3C"}, "stage3c_finetune_causal"),
-        ("finetune", {"objective": "distill"}, "stage3d_finetune_distil"),
-        ("lab", {}, "lab"),
+        ("causal", None, "stage1_vanilla_eval"),
+        ("bidirectional:sink=1", None, "stage2_prefill_bidir_eval"),
+        ("bidirectional:lambda=0", None, "stage1_vanilla_eval"),
+        ("bidirectional", "x", "stage4_postft_eval"),
+        ("causal", "x", "nonprefill_compare"),
+        ("causal:hide=0", None, "stage2_prefill_bidir_eval"),
+        ("causal:hide=0", "x", "stage4_postft_eval"),
     ],
 )
-def test_stage_dir(command, options, expected):
-    assert stage_dir_for(command, **options) == expected
+def test_the_folder_of_an_evaluation(regime, checkpoint, expected):
+    assert evaluation_dir(regime, checkpoint) == expected
+
+
+def test_the_folders_of_fine_tunes():
+    assert FINETUNE_DIRS == {
+        "3B": "stage3_finetune_prefill_bidir",
+        "3C": "stage3c_finetune_causal",
+        "3A": "stage3a_finetune_leaky",
+        "distill": "stage3d_finetune_distil",
+    }
 
 
 def test_folder_names_are_utc_and_never_collide(tmp_path):
