@@ -224,28 +224,25 @@ DETAILS = {
 }
 
 
+@st.fragment
 def details(rows: Sequence[Row]) -> None:
-    """Folds: how to read the table, and what each control found, for those who cannot hover."""
-    html.show(html.join(_fold("Glossary", DETAILS.items()), _fold("Controls", _controls(rows))))
-
-
-def _controls(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    return [
-        (fmt.tie(f"{SIGNS[badge.outcome]} {badge.title}, {row.title}"), fmt.tie(badge.detail))
-        for row in rows
-        for cell in (row.why, row.repair, row.helps)
-        for badge in (cell.badges if cell else ())
-    ]
-
-
-def _fold(title: str, entries: Iterable[tuple[str, str]]) -> html.Html:
-    body = [html.join(html.el("dt", name), html.el("dd", text)) for name, text in entries]
-    facts = html.el("dl", *body, cls="b-kv")
-    return (
-        html.el("details", html.el("summary", title), facts, cls="b b-fold")
-        if body
-        else html.join()
-    )
+    """How to read the table, and what each control found, for those who cannot hover; sent when it is
+    opened."""
+    with st.expander(
+        "Glossary, and what each control found", key="words", on_change="rerun"
+    ) as fold:
+        if not fold.open:
+            return
+        entries = list(DETAILS.items())
+        for row in rows:
+            cells = filter(None, (row.why, row.repair, row.helps))
+            entries += [
+                (f"{SIGNS[badge.outcome]} {badge.title}, {row.title}", fmt.tie(badge.detail))
+                for cell in cells
+                for badge in cell.badges
+            ]
+        body = [html.join(html.el("dt", name), html.el("dd", text)) for name, text in entries]
+        html.show(html.div("b b-fold", html.el("dl", *body, cls="b-kv")))
 
 
 def switch() -> None:
