@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import AutoConfig
 
 from benchmarks.several_gpus import run_command
 from bidir_core.common.files import write_json
@@ -28,6 +29,7 @@ from bidir_core.common.process import git_commit, package_versions
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.data.fetch import ensure
 from bidir_core.data.tasks import PUBLISHED_TASKS, load_items
+from bidir_core.models.source import find_source
 from bidir_core.models.weight_files import read_tensors, weight_files
 from bidir_core.runs.find import list_runs
 
@@ -102,8 +104,9 @@ def points(part: str, options: argparse.Namespace) -> Iterator[Point]:
 
 def window_of(model: str) -> float:
     """The most tokens that a model reads at once, as its configuration says."""
-    config = json.loads((ensure(model) / "config.json").read_text(encoding="utf-8"))
-    return config.get("max_position_embeddings", math.inf)
+    source, _ = find_source(model)
+    text = AutoConfig.from_pretrained(source).get_text_config()
+    return getattr(text, "max_position_embeddings", math.inf)
 
 
 def run(model: str, task: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:

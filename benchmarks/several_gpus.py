@@ -324,7 +324,7 @@ def run_command(
 def gpus(n: int) -> str:
     """The first ``n`` of the GPUs that this process may use."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else [str(index) for index in range(n)]
+    names = visible.split(",") if visible is not None else [str(index) for index in range(n)]
     return ",".join(names[:n])
 
 

@@ -315,7 +315,8 @@ def write(out: Path, new: Mapping[str, Any], *, fewer: bool, add: bool = False) 
         added = {
             k: claim for k, claim in new["claims"].items() if claim["seeds"] and k not in known
         }
-        new = {**old, "claims": known | added}
+        joined = {name: new[name] | old.get(name, {}) for name in ("accuracy", "adapters", "runs")}
+        new = {**new, **old, **joined, "claims": known | added}
     if (fewer_seeds := lost(old, new)) and not fewer:
         raise UserError(
             f"{out} has more seeds or runs than are here, of {', '.join(fewer_seeds)}; put the "

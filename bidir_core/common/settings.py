@@ -65,7 +65,10 @@ def check_config(config: Any, **least: int) -> None:
         if choices and value is not None and value not in choices:
             raise UserError(f"{flag_of(spec)} {value}: choose one of {', '.join(choices)}")
         if spec.name in least and value is not None and value < least[spec.name]:
-            raise UserError(f"{flag_of(spec)} {value}: give a number from {least[spec.name]} up")
+            otherwise = ", or leave it out" if spec.default is None else ""
+            raise UserError(
+                f"{flag_of(spec)} {value}: give a number from {least[spec.name]} up{otherwise}"
+            )
 
 
 def split_list(text: str) -> tuple[str, ...]:

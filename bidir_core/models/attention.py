@@ -320,6 +320,13 @@ def rope_kinds(config: Any) -> list[dict[str, Any]]:
     return [parameters, *(kind for kind in parameters.values() if isinstance(kind, dict))]
 
 
+def check_attention_name(requested: str) -> None:
+    """UserError for an implementation that there is not."""
+    if requested not in ATTENTIONS:
+        choices = ", ".join(ATTENTIONS)
+        raise UserError(f"--attn {requested}: choose one of {choices}; no other honours a regime")
+
+
 def choose_implementation(
     config: Any, requested: str = "auto", device_type: str = "cpu"
 ) -> Implementation:
@@ -340,9 +347,7 @@ def choose_implementation(
             f"attention '{requested}' drops the soft caps or score sinks of {text.model_type}; "
             "use --attn eager"
         )
-    if requested not in ATTENTIONS:
-        choices = ", ".join(ATTENTIONS)
-        raise UserError(f"--attn {requested}: choose one of {choices}; no other honours a regime")
+    check_attention_name(requested)
     return requested  # type: ignore[return-value]
 
 

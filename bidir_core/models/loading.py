@@ -19,6 +19,7 @@ from bidir_core.common.progress import LOG, phase
 from bidir_core.models import devices, fused
 from bidir_core.models.attention import (
     Handle,
+    check_attention_name,
     check_supported,
     choose_implementation,
     install,
@@ -136,6 +137,7 @@ def preflight(
     that this machine lacks; a regime that names layers beyond the model's. The embedded model is
     fetched here if it is not in the cache yet, after the checks that do not need it.
     """
+    check_attention_name(attn)
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
     parsed = parse_regime(regime) if regime is not None else None

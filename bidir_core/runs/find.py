@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,7 +60,7 @@ def _runs_in(path: str) -> list[str]:
 def _folders(path: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(path) as entries:
-            return [e for e in entries if not e.name.startswith(".") and e.is_dir()]
+            return [e for e in entries if not e.name.startswith(".") and os.path.isdir(e.path)]
     except OSError:
         return []
 
@@ -195,17 +195,20 @@ def changed_identity(recorded: Any, given: Mapping[str, Any]) -> list[str]:
         if spec.metadata["role"] != "identity" or spec.name not in given:
             continue
         was, now = getattr(recorded, spec.name), given[spec.name]
-        with suppress(UserError):  # as a config stores it: an absolute path, a regime as it prints
-            now = getattr(replace(recorded, **{spec.name: now}), spec.name)
+        # As a config stores it: an absolute path, a regime as it prints.
+        now = getattr(replace(recorded, **{spec.name: now}), spec.name)
         if was != now:
             changed.append(f"{flag_of(spec)} {now} (the run has {was})")
     return changed
 
 
-def check_same(run: Run, key: str, current: str, subject: str) -> None:
-    """UserError if a run that is to be resumed was made with other data or another model."""
+def check_same(run: Run, key: str, current: str, subject: str, *, required: bool = False) -> None:
+    """UserError if a run that is to be resumed was made with other data or another model.
+
+    Also if it does not say, where that is ``required``.
+    """
     recorded = run.config.get(key)
-    if recorded is not None and recorded != current:
+    if recorded != current and (required or recorded is not None):
         raise UserError(
             f"cannot resume '{run.id}': {subject} changed since it was started; start a new run "
             "without --resume"

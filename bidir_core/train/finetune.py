@@ -106,7 +106,7 @@ def _finetune(
             ("data_fingerprint", "the training data"),
             ("dtype", "the dtype"),
         ):
-            check_same(run, key, facts[key], subject)
+            check_same(run, key, facts[key], subject, required=True)
     set_seed(config.seed)
     base = frozen_copy(Student(loaded.model, loaded.handle)) if config.needs_base else None
     student = make_trainable(config, loaded)

@@ -8,6 +8,7 @@ import streamlit as st
 
 from bidir_core.common.process import give_back
 from bidir_core.report.scorecard import Row, scorecard
+from bidir_core.runs.layout import runs_roots
 from bidir_core.runs.run import Run
 from bidir_ui.kit import widgets
 from bidir_ui.reading import data
@@ -21,7 +22,10 @@ def rows(runs: Sequence[RunInfo], limit: int | None = None) -> list[Row]:
     known = [run for run in runs if run.is_done or run.is_reference]
     paths, stamps = tuple(run.path for run in known), tuple(run.modified for run in known)
     with widgets.waiting("Reading the evidence", 53, 104, 179):
-        return _rows(paths, stamps, limit)
+        scored = _rows(paths, stamps, limit)
+    if limit is None:
+        _last_rows()[_roots()] = scored
+    return scored
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
@@ -31,13 +35,27 @@ def _rows(paths: tuple[str, ...], stamps: tuple[float, ...], limit: int | None) 
     return scored
 
 
+@st.cache_resource(show_spinner=False)
+def _last_rows() -> dict[tuple[str, ...], list[Row]]:
+    """The whole scorecard as it was last computed, by the roots of the runs."""
+    return {}
+
+
 def _first(runs: tuple[RunInfo, ...]) -> Row | None:
-    """Of the model that the Overview begins with."""
+    """Of the model that the Overview began with when it was last computed.
+
+    Where a page begins is no reason to wait: a finished run changes it on the Overview only.
+    """
     try:
-        first = next(iter(rows(runs)), None)
+        last = _last_rows().get(_roots()) or rows(runs)
     except (OSError, ValueError, KeyError):  # the page says what is damaged
         return None
+    first = next(iter(last), None)
     return None if first is None or first.published else first
+
+
+def _roots() -> tuple[str, ...]:
+    return tuple(str(root) for root in runs_roots())
 
 
 def leading_pair(runs: tuple[RunInfo, ...]) -> tuple[RunInfo, RunInfo] | None:
