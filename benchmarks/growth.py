@@ -104,7 +104,7 @@ def points(part: str, options: argparse.Namespace) -> Iterator[Point]:
 
 def window_of(model: str) -> float:
     """The most tokens that a model reads at once, as its configuration says."""
-    source, _ = find_source(model)
+    source, _ = find_source(model, None)
     text = AutoConfig.from_pretrained(source).get_text_config()
     return getattr(text, "max_position_embeddings", math.inf)
 
