@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.full_shape import apart, hidden
 from bidir_core.models import loading
 from bidir_core.models.families import tiny_model, tiny_tokenizer
 from bidir_core.models.layout import Layout
 from bidir_core.models.probe import run_probe
 from bidir_core.models.quantised import multiply_exactly
-from bidir_core.regimes import parse_regime
 
 ACTIVATION_SCALE = 0.02  # the largest activation that a layer takes is 448 times this
 # Large enough for a GPU's kernels, with ordinary scores: then what rounding does stays small.
@@ -111,17 +111,7 @@ def check_native(device: torch.device, regimes: Sequence[str]) -> dict[str, Any]
     }
 
 
-@torch.no_grad()
 def last_hidden(loaded: loading.LoadedModel, regime: str) -> torch.Tensor:
     """Last hidden states of some items in one row."""
-    layout = Layout.pack([(40, 61), (9, 12), (1, 2), (300, 340)]).to(loaded.device)
-    ids = torch.arange(layout.shape[1], device=loaded.device)[None] * 7 % 250
-    with loaded.handle.use(parse_regime(regime), layout):
-        return loaded.handle.decoder(
-            input_ids=ids, position_ids=layout.position, use_cache=False
-        ).last_hidden_state
-
-
-def apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """The norm of the difference, relative to theirs."""
-    return float((ours.float() - theirs.float()).norm() / theirs.float().norm())
+    layout = Layout.pack([(40, 61), (9, 12), (1, 2), (300, 340)])
+    return hidden(loaded, layout, torch.arange(layout.shape[1])[None] * 7 % 250, regime)

@@ -2,28 +2,18 @@
 
     python -m benchmarks.eval_speed                        # five tasks x 20 items, float32, CPU
     python -m benchmarks.eval_speed --limit 500 --device cuda --dtype bfloat16 --batch-sizes 64,256
-    python -m benchmarks.eval_speed --command --limit 100 --before FOLDER
 
 Times tokenising and scoring, model loading left out. Repeats of both are interleaved, since other
 work on the machine can slow any one of them; medians are printed, with CPU seconds.
-
-``--command`` times the whole ``eval`` instead, from the return key to ``metrics.json``, in a process of
-its own, beside that of another version of this repository in the folder ``--before``.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.lm_eval_peer import LmEvalPeer, accuracy, differences, our_scores
@@ -32,7 +22,6 @@ from bidir_core.data.encoding import Encoder
 from bidir_core.data.fetch import ensure
 from bidir_core.data.tasks import PUBLISHED_TASKS, load_items
 from bidir_core.models import fused, loading
-from bidir_core.runs.run import Run
 
 
 def main() -> None:
@@ -42,13 +31,7 @@ def main() -> None:
     parser.add_argument("--batch-sizes", default="1,4,8,16", help="lm-eval's; the best is used")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--command", action="store_true", help="time the whole command")
-    parser.add_argument("--before", type=Path, help="another checkout, for --command")
-    parser.add_argument("--regime", default="causal", help="for --command")
     options = parser.parse_args()
-    if options.command:
-        whole_commands(options)
-        return
 
     folder = ensure(EMBEDDED_MODEL)
     items = load_items(PUBLISHED_TASKS, limit=options.limit)
@@ -97,65 +80,6 @@ def main() -> None:
         f"largest difference of a choice: {largest:.2e} nats; {changed} predictions differ; "
         f"acc and acc_norm {'equal' if same else 'DIFFER'}"
     )
-
-
-def whole_commands(options: argparse.Namespace) -> None:
-    """Print the seconds of a whole ``eval``, here and in the checkout before, interleaved."""
-    checkouts = {"here": Path.cwd()}
-    if options.before:
-        checkouts["before"] = options.before
-    print(
-        f"{len(PUBLISHED_TASKS)} tasks x {options.limit} items, {options.regime}, {options.dtype} "
-        f"on {options.device}, torch {torch.__version__}, {torch.get_num_threads()} threads"
-    )
-    trials: dict[str, list[dict[str, Any]]] = {name: [] for name in checkouts}
-    for _ in range(options.repeats):
-        for name, checkout in checkouts.items():
-            trials[name].append(whole_command(checkout, options))
-            shown = {key: f"{trials[name][-1][key]:.2f}" for key in COMMAND_COSTS}
-            print(name, *(f"{key} {value}" for key, value in shown.items()), flush=True)
-    for name, rows in trials.items():
-        print(name, *(f"{key} {median(rows, key):.2f}" for key in COMMAND_COSTS), "(medians)")
-    if options.before:
-        for key in COMMAND_COSTS:
-            ratios = [a[key] / b[key] for a, b in zip(trials["here"], trials["before"])]
-            print(f"{key}: {statistics.median(ratios):.3f} of before (median of paired repeats)")
-        equal = np.array_equal(trials["here"][0]["scores"], trials["before"][0]["scores"])
-        print(f"log-likelihoods {'equal' if equal else 'DIFFER'}, bit for bit")
-
-
-# ``system`` is part of ``cpu``; ``scoring`` is what the run itself records, wall time.
-COMMAND_COSTS = ("wall", "cpu", "system", "scoring", "peak_gb")
-
-
-def whole_command(checkout: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of one ``eval`` from start to exit, its peak memory and its log-likelihoods."""
-    with tempfile.TemporaryDirectory() as runs:
-        command = [sys.executable, "-m", "bidir_core", "eval", "--model", EMBEDDED_MODEL]
-        for name in ("limit", "regime", "dtype", "device"):
-            command += [f"--{name}", str(getattr(options, name))]
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            [*command, "--runs-dir", runs],
-            cwd=checkout,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        _, status, used = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode or process.stdout is None:
-            raise SystemExit(f"'{' '.join(command)}' in {checkout} ended with {process.returncode}")
-        done = [Run(line) for line in process.stdout.read().decode().split()]
-        costs = [(run.metrics or {})["cost"] for run in done]
-        return {
-            "wall": wall,
-            "cpu": used.ru_utime + used.ru_stime,
-            "system": used.ru_stime,
-            "scoring": sum(cost["seconds"] for cost in costs),
-            "peak_gb": max(cost["peak_memory_bytes"]["host"] for cost in costs) / 1e9,
-            "scores": np.concatenate([np.concatenate(run.items(["ll"])["ll"]) for run in done]),
-        }
 
 
 def timed(work: Any) -> dict[str, Any]:

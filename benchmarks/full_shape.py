@@ -24,7 +24,9 @@ from bidir_core.data.tasks import PUBLISHED_TASKS
 from bidir_core.models import fused
 from bidir_core.models.attention import Implementation, choose_implementation, install
 from bidir_core.models.devices import choose_device, choose_dtype, device_name
+from bidir_core.models.layout import Layout
 from bidir_core.models.loading import LoadedModel
+from bidir_core.regimes import parse_regime
 
 Add = Callable[..., None]  # takes a part, a title and the row's values
 
@@ -140,6 +142,21 @@ def build(
 def attending(loaded: LoadedModel, attn: Implementation) -> LoadedModel:
     """The same weights under another attention implementation."""
     return replace(loaded, handle=install(loaded.model, attn), implementation=attn)
+
+
+@torch.no_grad()
+def hidden(loaded: LoadedModel, layout: Layout, ids: torch.Tensor, regime: str) -> torch.Tensor:
+    """Last hidden states ``[batch, time, width]`` of ``ids`` under a regime."""
+    layout = layout.to(loaded.device)
+    with loaded.handle.use(parse_regime(regime), layout):
+        return loaded.handle.decoder(
+            input_ids=ids.to(loaded.device), position_ids=layout.position, use_cache=False
+        ).last_hidden_state
+
+
+def apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The norm of the difference, relative to theirs."""
+    return float((ours.float() - theirs.float()).norm() / theirs.float().norm())
 
 
 def read_tokenizer(folder: str | None) -> Any:

@@ -14,18 +14,20 @@ A later run with the same ``--out`` replaces the rows of the parts it measures a
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from benchmarks import full_shape
 from benchmarks.full_eval import measure_eval, measure_prefill
 from benchmarks.full_shape import Book, Clock, clear, parser_of, read_tokenizer, words
-from benchmarks.full_train import measure_full, measure_lora
+from benchmarks.full_train import measure_training
 
-PARTS = {
+PARTS: dict[str, Callable[..., None]] = {
     "prefill": measure_prefill,
     "eval": measure_eval,
-    "lora": measure_lora,
-    "train": measure_full,
+    "lora": partial(measure_training, "lora"),
+    "train": partial(measure_training, "full"),
 }
 
 

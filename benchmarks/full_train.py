@@ -22,19 +22,12 @@ from bidir_core.train.student import add_lora
 HELD = 2e9  # bytes that are in use between two measurements at most
 
 
-def measure_full(options: Namespace, tokenizer: Any, add: Add, clock: Clock) -> None:
-    """All weights: float32 masters and moments beside bfloat16 weights."""
-    _measure("train", "full", options, tokenizer, add, clock)
-
-
-def measure_lora(options: Namespace, tokenizer: Any, add: Add, clock: Clock) -> None:
-    """An adapter of rank 8 on every linear map of the layers."""
-    _measure("lora", "lora", options, tokenizer, add, clock)
-
-
-def _measure(
-    part: str, method: str, options: Namespace, tokenizer: Any, add: Add, clock: Clock
+def measure_training(
+    method: str, options: Namespace, tokenizer: Any, add: Add, clock: Clock
 ) -> None:
+    """``full``: all weights, float32 masters and moments beside bfloat16 weights. ``lora``: an
+    adapter of rank 8 on every linear map of the layers."""
+    part = "train" if method == "full" else "lora"
     config = settings(options, method)
     samples = prepare_data(config, tokenizer, 16384).encoded
     attns = [a for a in options.attn if a != "split"]  # splits packed rows of whole items only

@@ -1,7 +1,7 @@
 """Do the ways to compute agree on this device? Two minutes before long measurements are trusted.
 
     python -m benchmarks.gpu_check --tokenizer DIR --out check     # on a GPU
-    python -m benchmarks.gpu_check --tiny --device cpu             # what can be checked on a CPU
+    python -m benchmarks.gpu_check --device cpu                    # what can be checked on a CPU
 
 ``attention``: every implementation against sdpa in float32, forward for packed rows of items under
 several regimes. ``weights native``: 8-bit weights as they are, against what they mean.
@@ -29,14 +29,14 @@ from torch._dynamo.utils import counters
 from torch.nn.attention import SDPBackend
 
 from benchmarks import eight_bits
-from benchmarks.full_shape import build, clear, now, peak_gb
+from benchmarks.full_shape import apart, build, clear, hidden, now, peak_gb
 from bidir_core.models import fused
 from bidir_core.models.attention import Implementation, install
 from bidir_core.models.devices import choose_device, device_name
 from bidir_core.models.layout import Layout
 from bidir_core.models.loading import LoadedModel
 from bidir_core.models.quantised import can_multiply
-from bidir_core.regimes import BIDIRECTIONAL, parse_regime
+from bidir_core.regimes import BIDIRECTIONAL
 from bidir_core.train.config import FinetuneConfig
 from bidir_core.train.loop import Trainer
 from bidir_core.train.losses import passes
@@ -54,8 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run every check; 1 if one failed, 2 if there is none to run."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--tokenizer", help="a folder whose config.json is the model to train")
-    parser.add_argument("--tiny", action="store_true", help="train a tiny model instead")
+    parser.add_argument(
+        "--tokenizer", help="a folder whose config.json is the model to train (default: a tiny one)"
+    )
     parser.add_argument("--seconds", type=float, default=120, help="begin no check behind them")
     parser.add_argument("--only", default="", help="checks whose names hold this")
     parser.add_argument("--out", help="path of a file of rows, without .json")
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     device, started = choose_device(options.device), time.monotonic()
     rows: list[dict[str, Any]] = []
     losses: dict[str, list[float]] = {}
-    all_checks = list(checks(device, None if options.tiny else options.tokenizer, losses))
+    all_checks = list(checks(device, options.tokenizer, losses))
     wanted = [(name, check) for name, check in all_checks if options.only in name]
     if not wanted:
         names = "; ".join(name for name, _ in all_checks)
@@ -153,22 +154,11 @@ def forward(
         layout = Layout.pack(lengths)
         ids = torch.arange(layout.shape[1])[None] * 7 % 512
         for text in REGIMES:
-            theirs = hidden(exact, layout, ids, text, device).float()
-            ours = hidden(tested, layout, ids, text, device).float()
-            largest = max(largest, float((ours - theirs).norm() / theirs.norm()))
+            theirs = hidden(exact, layout, ids, text)
+            ours = hidden(tested, layout, ids, text)
+            largest = max(largest, apart(ours, theirs))
     allowed = 1e-4 if dtype == torch.float32 else 0.03
     return {"ok": largest <= allowed, "difference": float(f"{largest:.3g}"), "allowed": allowed}
-
-
-@torch.no_grad()
-def hidden(
-    loaded: LoadedModel, layout: Layout, ids: torch.Tensor, regime: str, device: torch.device
-) -> torch.Tensor:
-    layout_here = layout.to(device)
-    with loaded.handle.use(parse_regime(regime), layout_here):
-        return loaded.handle.decoder(
-            input_ids=ids.to(device), position_ids=layout_here.position, use_cache=False
-        ).last_hidden_state
 
 
 def fused_kernels(head_dim: int, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
@@ -177,10 +167,10 @@ def fused_kernels(head_dim: int, dtype: torch.dtype, device: torch.device) -> di
     layout = Layout.pad([(9, 12), (30, 41), (6, 6)])
     ids = torch.arange(layout.item.numel()).reshape(layout.shape) * 7 % 512
     fused.restore(loaded.model)
-    theirs = hidden(loaded, layout, ids, "bidirectional", device).float()
+    theirs = hidden(loaded, layout, ids, "bidirectional")
     running = fused.fuse(loaded.model)
-    ours = hidden(loaded, layout, ids, "bidirectional", device).float()
-    difference = float((ours - theirs).norm() / theirs.norm())
+    ours = hidden(loaded, layout, ids, "bidirectional")
+    difference = apart(ours, theirs)
     allowed = 1e-5 if dtype == torch.float32 else 2e-3
     attention = ["attention"] if dtype.itemsize == 2 else []  # that kernel is for 16 bits
     complete = device.type == "cpu" or running == [*attention, "gates", "norms", "rotary"]

@@ -4,7 +4,7 @@
     python -m benchmarks.several_gpus --parts eval --processes 4 --repeats 3
     python -m benchmarks.several_gpus --device cpu --shape tiny --limit 4 --steps 3 --warm-up 1
 
-The model is written to a folder once, and each measurement is ``python -m bidir_core eval`` or
+The model is written to a temporary folder (in TMPDIR) once, and each measurement is ``python -m bidir_core eval`` or
 ``finetune`` in processes of its own: alone, or under ``accelerate launch``, by turns. Seconds are
 those that the run folders recorded: from the first batch on, and from the folder's creation on,
 which is when the weights are loaded; ``wall`` is the whole process, its start included.
@@ -53,9 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure the parts asked for, writing after every row."""
     options = parse(arguments)
     book = Book(Path(options.out), options)
-    if options.folder:
-        Path(options.folder).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=options.folder, prefix="several-gpus-") as folder:
+    with tempfile.TemporaryDirectory(prefix="several-gpus-") as folder:
         options.work = Path(folder)
         book.begin("model")
         book.add("model", "written", **write_model(options, options.work / "model"))
@@ -75,8 +73,6 @@ def parse(arguments: list[str] | None) -> Namespace:
     parser.set_defaults(steps=12, warm_up=4, batch_samples=256)
     add = parser.add_argument
     add("--processes", type=int, default=2, help="of an accelerate launch, one GPU each")
-    add("--folder", help="where the model and the runs go, for a while (default: the system's)")
-    add("--attn", default="auto")
     add("--methods", type=words, default=["lora"], help="lora,full")
     add("--gradient-checkpointing", action="store_true")
     options = full_shape.parse(parser, arguments, PARTS, least_warm_up=1)
@@ -150,8 +146,8 @@ class Part:
             return None
         with tempfile.TemporaryDirectory(dir=options.work, ignore_cleanup_errors=True) as runs:
             arguments = [*arguments, "--model", str(options.work / "model"), "--runs-dir", runs]
-            arguments += ["--device", options.device, "--attn", options.attn]
-            arguments += ["--dtype", str(options.dtype).removeprefix("torch.")]
+            dtype = str(options.dtype).removeprefix("torch.")
+            arguments += ["--device", options.device, "--dtype", dtype]
             on_gpu = options.on.type == "cuda"
             ended = run_command(arguments, processes=processes, fsdp=fsdp, on_gpu=on_gpu)
             wall = round(ended.wall_seconds, 1)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.full_shape import clear, now, peak_gb, trouble
 from bidir_core.data.assets import EMBEDDED_MODEL
@@ -201,8 +202,8 @@ def time_hf_trainer(
     time_left: Callable[[], bool] = lambda: True,
 ) -> dict[str, Any]:
     """Time HF Trainer's steps behind the warm-up, one at least, until no time is ``time_left``."""
+    from transformers import DataCollatorWithFlattening, TrainerCallback, TrainingArguments
     from transformers import Trainer as HfTrainer
-    from transformers import TrainerCallback, TrainingArguments
 
     device, steps, warm_up = model.device, options.steps, options.warm_up
     ways = kind.split()
@@ -214,36 +215,24 @@ def time_hf_trainer(
         samples, batch_samples=batch_samples, row_tokens=1, micro_tokens=1 << 30, seed=0
     )
     rows = [int(i) for step in range(steps) for i in packer.chosen(step)]
-    data = [
-        {"input_ids": samples.sample(i).tolist(), "n_prompt": int(samples.n_prompt[i])}
-        for i in rows
-    ]
+    data = []
+    for i in rows:
+        ids, n_prompt = samples.sample(i).tolist(), int(samples.n_prompt[i])
+        data.append({"input_ids": ids, "labels": [-100] * n_prompt + ids[n_prompt:]})
+    pack = DataCollatorWithFlattening()
 
     def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        longest = max(len(sample["input_ids"]) for sample in batch)
-        ids = torch.zeros(len(batch), longest, dtype=torch.long)
-        mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
-        for row, sample in enumerate(batch):
-            tokens = torch.tensor(sample["input_ids"])
-            n = len(tokens)
-            ids[row, :n], mask[row, :n] = tokens, 1
-            labels[row, sample["n_prompt"] : n] = tokens[sample["n_prompt"] :]
+        if "packed" in ways:
+            packed = pack(batch)
+            return {**packed, "n_tokens": torch.tensor(packed["input_ids"].numel())}
+        ids, labels = ([torch.tensor(s[name]) for s in batch] for name in ("input_ids", "labels"))
+        mask = pad_sequence([torch.ones_like(tokens) for tokens in ids], batch_first=True)
         return {
-            "input_ids": ids,
+            "input_ids": pad_sequence(ids, batch_first=True),
             "attention_mask": mask,
-            "labels": labels,
+            "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
             "n_tokens": mask.sum(),
         }
-
-    def collate_packed(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        tokens = [torch.tensor(sample["input_ids"]) for sample in batch]
-        positions = [torch.arange(len(sample)) for sample in tokens]
-        labels = [sample.clone() for sample in tokens]
-        for label, sample in zip(labels, batch, strict=True):
-            label[: sample["n_prompt"]] = -100
-        texts = {"input_ids": tokens, "position_ids": positions, "labels": labels}
-        row = {name: torch.cat(parts)[None] for name, parts in texts.items()}
-        return {**row, "n_tokens": torch.tensor(row["input_ids"].numel())}
 
     class Counting(HfTrainer):
         """Which samples a step holds is the sampler's choice: their tokens are counted."""
@@ -291,7 +280,7 @@ def time_hf_trainer(
             model=model,
             args=arguments,
             train_dataset=data,  # type: ignore[arg-type]
-            data_collator=collate_packed if "packed" in ways else collate,
+            data_collator=collate,
             callbacks=[clock],
         )
         trainer.train()

@@ -27,8 +27,7 @@ from bidir_core.evaluate.packing import (
 )
 from bidir_core.evaluate.patching import Patch, RandomAhead
 from bidir_core.models import fused
-from bidir_core.models.attention import Handle, rope_switch
-from bidir_core.models.attention_split import SPLIT_FROM_TOKENS, without_plans
+from bidir_core.models.attention import SPLIT_FROM_TOKENS, Handle, rope_switch, without_plans
 from bidir_core.models.layout import send
 from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import Regime
@@ -302,23 +301,12 @@ def gather_before_head(model: Any, head: torch.Tensor) -> Iterator[None]:
 
 def log_sum(logits: torch.Tensor) -> torch.Tensor:
     """The logarithm of each row's sum of exponentials: float32 ``[n]``."""
-    narrow = logits.device.type == "cuda" and logits.dtype != torch.float32
-    if narrow and (fused_sum := fused.log_sum(logits)) is not None:
-        return fused_sum
+    if logits.is_cuda and logits.dtype != torch.float32:
+        fused_sum = fused.log_sum(logits)
+        if fused_sum is not None:
+            return fused_sum
     rows = max(1, HEAD_CHUNK_BYTES.get(logits.device.type, 1 << 28) // (4 * logits.shape[-1]))
-    log_sum_of = log_sum_by_softmax if narrow else _log_sum_in_float32
-    return torch.cat([log_sum_of(chunk) for chunk in logits.split(rows)])
-
-
-def _log_sum_in_float32(logits: torch.Tensor) -> torch.Tensor:
-    return logits.float().logsumexp(-1)
-
-
-def log_sum_by_softmax(logits: torch.Tensor) -> torch.Tensor:
-    """The same in fewer passes over memory, from the log-softmax of the largest logit."""
-    top = logits.argmax(-1, keepdim=True)
-    normed = torch.log_softmax(logits, -1, dtype=torch.float32)
-    return (logits.gather(-1, top).float() - normed.gather(-1, top))[:, 0]
+    return torch.cat([chunk.float().logsumexp(-1) for chunk in logits.split(rows)])
 
 
 def _reader(scores: torch.Tensor) -> Callable[[], np.ndarray]:

@@ -23,8 +23,7 @@ from bidir_core.evaluate.scoring import gather_before_head
 from bidir_core.explain.observe import watching
 from bidir_core.explain.sweep_points import SINK, open_from
 from bidir_core.explain.variants import replaced_forwards
-from bidir_core.models.attention import rope_switch
-from bidir_core.models.attention_split import without_plans
+from bidir_core.models.attention import rope_switch, without_plans
 from bidir_core.models.layout import Layout
 from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import CAUSAL, Regime

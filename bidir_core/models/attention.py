@@ -1,12 +1,23 @@
-"""Put a regime into a transformers model.
-
-Only this module and its neighbours ``attention_*`` know transformers' attention.
+"""Put a regime into a transformers model; only this module knows transformers' attention.
 
 transformers 5 lets every decoder layer look its attention function up by name. ``bidir_sdpa`` and
 ``bidir_eager`` are registered here. Each replaces the mask by the one that the regime in force asks
 for in that layer, and then calls the ordinary function, so that soft-capping, grouped queries and
-scaling stay the model's own business. ``bidir_split`` does without a mask where it can
-(:mod:`bidir_core.models.attention_split`).
+scaling stay the model's own business.
+
+``bidir_split`` is sdpa in two passes where no mask is needed: the prefix, then what continues it. Under
+plain bidirectional prefill every prefix token sees the whole prefix, and under causal what precedes
+it: neither needs a mask, so the fast kernels run, and at 16,384 tokens a mask of 16,384 squared is
+never built. Only the continuation's few rows get one, ``[continuation, item]``:
+
+                 prefix      continuation
+    prefix       no mask     -
+    contin.      the last rows of the mask
+
+That takes two calls an item and layer, where one call with a dense mask serves a whole batch of
+short items. So short prefixes go the ordinary way, as does a layer whose regime has dials that
+narrow the view, or whose window is shorter than the prefix, and a batch that is not one row of
+whole items.
 
 The mask comes from a *handle* that :func:`install` hangs on the model's attention modules. A
 forward pass outside ``handle.use(...)`` raises instead of quietly running causally: a switch that
@@ -28,9 +39,17 @@ from torch.nn.attention import SDPBackend
 from transformers import AttentionInterface
 
 from bidir_core.common.errors import UserError
-from bidir_core.models import attention_split, fused
+from bidir_core.models import fused
 from bidir_core.models.layout import Layout, allowed_and_ahead
-from bidir_core.regimes import Regime
+from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, Regime
+
+# Prefix tokens from which an item goes the split way. In an evaluation's batch of 32,768 tokens that
+# is at most 16 items, whose calls cost little beside the layers' matrix products; the dense masks of
+# shorter ones, also a batch of them, take at most 0.27 GB in a 16-bit format.
+SPLIT_FROM_TOKENS = 2048
+# From here on attention takes long enough to earn a plan back. Long prefills were measured with
+# cuDNN's kernel (docs/PERFORMANCE.md), at this length.
+CUDNN_FROM_TOKENS = 16_384
 
 Span = tuple[int, int]
 
@@ -74,8 +93,17 @@ class Plan:
 
     @cached_property
     def prefixes(self) -> tuple[tuple[int, int], ...] | None:
-        """Per item of a packed row, its prefix's tokens and how far apart their positions lie."""
-        return attention_split.prefixes(self.layout)
+        """Per item of a packed row, its prefix's tokens and how far apart their positions lie.
+
+        The second is what a window must hold. None for a layout that is not one row of items.
+        """
+        layout = self.layout
+        if layout.spans is None or layout.shape[0] != 1:
+            return None
+        # -1 outside of prefixes; waits for the device once
+        inside = torch.where(layout.position < layout.n_prefix, layout.position, -1)[0].tolist()
+        items = [[p for p in inside[start:end] if p >= 0] for start, end in layout.spans]
+        return tuple((len(positions), max(positions, default=0) + 1) for positions in items)
 
 
 class Handle:
@@ -85,7 +113,7 @@ class Handle:
         self.decoder = decoder
         self.implementation: Implementation = implementation
         self.own_implementation = own_implementation(decoder.config, implementation)
-        self.split_from = attention_split.SPLIT_FROM_TOKENS
+        self.split_from = SPLIT_FROM_TOKENS
         self.plan: Plan | None = None
 
     def layers(self) -> list[nn.Module]:
@@ -208,12 +236,14 @@ def _attention(implementation: Implementation) -> Any:
             item = query[:, :, tokens], key[:, :, tokens], value[:, :, tokens]
             rule = partial(plan.mask, layer, sliding_window, query.dtype, (start, end))
             n_prefix, reach = splits[number] if splits is not None else (-1, 0)
-            if n_prefix >= handle.split_from and attention_split.needs_no_mask(
-                regime, sliding_window, reach
-            ):
+            # Then prefix tokens see all of the prefix, or all before them.
+            needs_no_mask = regime in (CAUSAL, BIDIRECTIONAL) and (
+                sliding_window is None or sliding_window >= reach
+            )
+            if n_prefix >= handle.split_from and needs_no_mask:
                 rest_mask = partial(rule, last=end - start - n_prefix)
                 outputs.append(
-                    attention_split.attend(
+                    _attend_split(
                         partial(run, module), *item, n_prefix, regime.is_causal, rest_mask, **kwargs
                     )
                 )
@@ -222,6 +252,30 @@ def _attention(implementation: Implementation) -> Any:
         return torch.cat(outputs, dim=1), None
 
     return forward
+
+
+def _attend_split(
+    run: Callable[..., tuple[torch.Tensor, None]],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    n_prefix: int,
+    causal: bool,
+    rest_mask: Callable[[], torch.Tensor],
+    **kwargs: Any,
+) -> torch.Tensor:
+    """One item: ``[1, heads, time, head_dim]`` in, ``[1, time, heads, head_dim]`` out.
+
+    ``run`` is sdpa, which takes a mask or None with ``is_causal``; ``rest_mask`` builds the mask of
+    the tokens behind the prefix, ``[1, 1, continuation, time]``.
+    """
+    outputs = []
+    if n_prefix:
+        inputs = (tensor[:, :, :n_prefix] for tensor in (query, key, value))
+        outputs.append(run(*inputs, None, is_causal=causal, **kwargs)[0])
+    if n_prefix < query.shape[2]:
+        outputs.append(run(query[:, :, n_prefix:], key, value, rest_mask(), **kwargs)[0])
+    return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
 
 
 def _sdpa(
@@ -240,7 +294,7 @@ def _sdpa(
             raise UserError(
                 f"{type(module).__name__} needs '{unable}', which sdpa drops; use --attn eager"
             )
-    if mask is not None and not dropout:
+    if query.is_cuda and mask is not None and not dropout:
         fused_output = fused.attend(query, key, value, mask, scaling)
         if fused_output is not None:
             return fused_output, None
@@ -279,6 +333,27 @@ def _takes_groups(
         return True
     chosen = torch._fused_sdp_choice(query, key, value, mask, dropout, is_causal, enable_gqa=True)
     return SDPBackend(chosen) != SDPBackend.MATH
+
+
+@contextmanager
+def without_plans(device: torch.device, longest: int = 0) -> Iterator[None]:
+    """sdpa inside leaves cuDNN's kernel out, unless ``longest``, in tokens, is long.
+
+    That kernel makes a plan for each new shape, and shapes change from one batch to the next.
+    Changes nothing on other devices. The switch is the process's, not the thread's.
+    """
+    if (
+        device.type != "cuda"
+        or longest >= CUDNN_FROM_TOKENS
+        or not torch.backends.cuda.cudnn_sdp_enabled()  # by the user, who then knows why
+    ):
+        yield
+        return
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
 
 
 def _model_eager(module: nn.Module) -> Any:
@@ -378,17 +453,14 @@ def check_supported(config: Any) -> None:
     if type(config) not in mapping:
         raise UserError(f"'{name}' is not a causal language model; {instead}")
     model_class: Any = mapping[type(config)]
+    recurrent = f"'{name}' is a state-space or recurrent model, which no mask can open; {instead}"
     if not getattr(text, "num_attention_heads", 0):
-        raise UserError(
-            f"'{name}' is a state-space or recurrent model, which no mask can open; {instead}"
-        )
+        raise UserError(recurrent)
     odd = sorted(set(getattr(text, "layer_types", None) or ()) - SUPPORTED_LAYERS)
     if odd:
         raise UserError(f"'{name}' has {', '.join(odd)} layers, which no mask can open; {instead}")
     if getattr(model_class, "_is_stateful", False):
-        raise UserError(
-            f"'{name}' is a state-space or recurrent model, which no mask can open; {instead}"
-        )
+        raise UserError(recurrent)
     if not model_class._can_set_attn_implementation() or getattr(
         text, "reorder_and_upcast_attn", False
     ):

@@ -26,7 +26,7 @@ SHARE_THAT_MAY_DIFFER = 0.01  # of numbers in a 16-bit format: those that lay ne
 WIDE = 100.0  # scale of a sample that reaches what some models clamp
 # Numbers from which on a kernel is worth its launch, which takes Triton longer than it takes torch.
 WORTH_A_LAUNCH = 1 << 20
-ATTEND_UP_TO = 2048  # keys; a mask of more is rare, see attention_split
+ATTEND_UP_TO = 2048  # keys; a mask of more is rare, see attention
 
 
 class Rotary(NamedTuple):
@@ -259,13 +259,13 @@ def attend(
     mask: torch.Tensor,
     scale: float | None,
 ) -> torch.Tensor | None:
-    """Attention under a mask that is added: ``[batch, query, heads, head_dim]``; None where sdpa must.
+    """Attention on a GPU under an added mask: ``[batch, query, heads, head_dim]``; None where sdpa must.
 
     For rows of the length that items have: under a mask sdpa has no fast kernel but cuDNN's, whose
     plan costs more than it saves there.
     """
     width, operands = query.shape[-1], (query, key, value, mask)
-    if not _on_gpu(query) or torch.is_grad_enabled() or key.shape[2] > ATTEND_UP_TO:
+    if torch.is_grad_enabled() or key.shape[2] > ATTEND_UP_TO:
         return None
     if any(t.stride(-1) != 1 or t.dtype != query.dtype for t in operands):
         return None

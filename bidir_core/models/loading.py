@@ -27,6 +27,7 @@ from bidir_core.models.attention import (
     rope_kinds,
 )
 from bidir_core.models.checkpoint import (
+    VISION,
     Checkpoint,
     adapter_note,
     apply_adapter,
@@ -37,18 +38,17 @@ from bidir_core.models.checkpoint import (
 from bidir_core.models.devices import choose_device, choose_dtype
 from bidir_core.models.quantised import (
     ask_for,
-    check_weights_choice,
+    check_native,
     forget_quantisation,
-    is_fp8,
     misshapen,
     run_natively,
-    without_vision,
 )
 from bidir_core.models.source import (
     auto_class,
     fetch_weights,
     find_source,
     hub_is_reachable,
+    is_fp8,
     quiet,
     read_config,
     read_tokenizer,
@@ -57,6 +57,7 @@ from bidir_core.models.source import (
 from bidir_core.models.weight_files import check_weights, fingerprint, weight_files
 from bidir_core.regimes import Regime, parse_regime
 
+WEIGHTS = ("dequantise", "native")
 NO_LIMIT = 1 << 30  # max_length of a model whose configuration names no window
 
 
@@ -153,7 +154,10 @@ def preflight(
         config = check_fits(opened, config, model)
         check_supported(config)
     is_full = opened is not None and opened.kind == "full"
-    check_weights_choice(config, weights, chosen_device, str(checkpoint) if is_full else model)
+    if weights not in WEIGHTS:
+        raise UserError(f"--weights {weights}: choose one of {', '.join(WEIGHTS)}")
+    if weights == "native":
+        check_native(config, chosen_device, str(checkpoint) if is_full else model)
     implementation = choose_implementation(config, attn, chosen_device.type)
     text = config.get_text_config()
     n_layers = text.num_hidden_layers
@@ -213,7 +217,7 @@ def load_weights(plan: Preflight, *, keep_vision: bool = False) -> LoadedModel:
     loaded, unused = _read_weights(plan, folder)
     notes = [_unused_note(plan.name if not is_full else str(folder), unused, loaded)]
     if not keep_vision:
-        loaded = without_vision(loaded)
+        loaded = _without_vision(loaded)
     if plan.weights == "native":
         run_natively(loaded, plan.dtype, plan.name)
     weights_fingerprint = fingerprint(plan.config.get_text_config(), weight_files(folder))
@@ -274,7 +278,8 @@ def _read_weights(plan: Preflight, folder: Path) -> tuple[Any, list[str]]:
     """
     config = copy.deepcopy(plan.config)  # a plan can be loaded twice
     fp8 = is_fp8(config)
-    ask_for(config, plan.weights)
+    if fp8:
+        ask_for(config, plan.weights)
     try:
         with quiet():
             loaded, info = auto_class(config).from_pretrained(
@@ -309,6 +314,15 @@ def _read_weights(plan: Preflight, folder: Path) -> tuple[Any, list[str]]:
     if fp8 and plan.weights == "dequantise":
         loaded = forget_quantisation(loaded, plan.dtype)
     return loaded, sorted(info["unexpected_keys"])
+
+
+def _without_vision(model: Any) -> Any:
+    """The model without its vision tower: text alone never reaches it, and it takes memory."""
+    inner = getattr(model, "model", model)
+    for name in VISION:
+        if isinstance(getattr(inner, name, None), torch.nn.Module):
+            setattr(inner, name, torch.nn.Identity())
+    return model
 
 
 def _tokenizer_fingerprint(tokenizer: Any) -> str:

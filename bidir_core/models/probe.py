@@ -19,7 +19,7 @@ import torch
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.progress import phase
-from bidir_core.models.attention_split import without_plans
+from bidir_core.models.attention import without_plans
 from bidir_core.models.probe_checks import CHECKS, measure
 from bidir_core.regimes import Regime, parse_regime
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from bidir_core.common.errors import UserError
-from bidir_core.models.attention_split import SPLIT_FROM_TOKENS
+from bidir_core.models.attention import SPLIT_FROM_TOKENS
 from bidir_core.models.layout import Layout
 from bidir_core.models.probe_measure import (
     NEAR_PREFIX,

@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import copy
 from types import MethodType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from bidir_core.common.errors import UserError
-from bidir_core.models.source import auto_class
+from bidir_core.models.source import auto_class, is_fp8
 
-Weights = Literal["dequantise", "native"]
-WEIGHTS: tuple[Weights, ...] = ("dequantise", "native")
 NEEDED_CAPABILITY = (8, 9)  # Ada and Hopper
 EIGHT_BITS = torch.float8_e4m3fn
 ORDINARY = (torch.float32, torch.bfloat16, torch.float16)
@@ -30,19 +28,8 @@ LARGEST = torch.finfo(EIGHT_BITS).max
 SIDE = 16  # torch's kernel wants the sides of a weight to be multiples of this
 
 
-def is_fp8(config: Any) -> bool:
-    """Whether the model's repository holds 8-bit floating-point weights."""
-    settings = getattr(config, "quantization_config", None)
-    method = settings.get("quant_method") if isinstance(settings, dict) else None
-    return method == "fp8"
-
-
-def check_weights_choice(config: Any, weights: str, device: torch.device, model: str) -> None:
-    """UserError where ``native`` is asked for and there is nothing native, or nothing to run it."""
-    if weights not in WEIGHTS:
-        raise UserError(f"--weights {weights}: choose one of {', '.join(WEIGHTS)}")
-    if weights != "native":
-        return
+def check_native(config: Any, device: torch.device, model: str) -> None:
+    """UserError where there are no 8-bit weights to run as they are, or nothing to run them."""
     if not is_fp8(config):
         raise UserError(f"--weights native: '{model}' has no 8-bit weights; leave the flag out")
     if not can_multiply(device):
@@ -84,10 +71,8 @@ def _needs_kernels(model: str, reason: str) -> UserError:
 
 def ask_for(config: Any, weights: str) -> None:
     """Tell transformers, through the configuration, how to load 8-bit weights."""
-    if is_fp8(config):
-        config.quantization_config = config.quantization_config | {
-            "dequantize": weights == "dequantise"
-        }
+    settings = config.quantization_config
+    config.quantization_config = settings | {"dequantize": weights == "dequantise"}
 
 
 def run_natively(model: nn.Module, dtype: torch.dtype, name: str) -> None:
@@ -209,15 +194,3 @@ def without_eight_bits(conversion: Any) -> Any | None:
     for scope in ("scope_prefix", "base_model_prefix"):
         setattr(converted, scope, getattr(conversion, scope, None))
     return converted
-
-
-VISION = ("vision_tower", "multi_modal_projector")  # parts that text never reaches
-
-
-def without_vision(model: Any) -> Any:
-    """The model without its vision tower: text alone never reaches it, and it takes memory."""
-    inner = getattr(model, "model", model)
-    for name in VISION:
-        if isinstance(getattr(inner, name, None), torch.nn.Module):
-            setattr(inner, name, torch.nn.Identity())
-    return model

@@ -232,6 +232,13 @@ def auto_class(config: Any) -> Any:
     return AutoModelForImageTextToText
 
 
+def is_fp8(config: Any) -> bool:
+    """Whether the model's repository holds 8-bit floating-point weights."""
+    settings = getattr(config, "quantization_config", None)
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    return method == "fp8"
+
+
 def reason(error: Exception) -> str:
     """A library's message as part of one line."""
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,7 @@ from tests.bench_line import benchmark_line
 
 @pytest.fixture
 def line(tmp_path, own_items):
-    more = f"--folder {tmp_path / 'not' / 'yet'} --limit 4 --steps 3"
-    return benchmark_line(tmp_path, own_items, more)
+    return benchmark_line(tmp_path, own_items, "--limit 4 --steps 3")
 
 
 def read(out: Path) -> dict[tuple[str, str], dict]:
@@ -36,6 +36,7 @@ def test_rows_come_from_the_runs_and_a_failure_is_one_of_them(line, monkeypatch,
         return Ended(main(words), 2.0, "")
 
     monkeypatch.setattr(several_gpus, "run_command", here)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     several_gpus.main(words)
     assert started == [
         ("eval", 1, False, False),

@@ -19,10 +19,9 @@ from bidir_core.evaluate import scoring
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import evaluate
 from bidir_core.evaluate.scoring import Scorer, plan_scoring
-from bidir_core.models import attention, attention_split, loading
+from bidir_core.models import attention, loading
 from bidir_core.models import layout as attention_layout
-from bidir_core.models.attention import choose_implementation
-from bidir_core.models.attention_split import without_plans
+from bidir_core.models.attention import choose_implementation, without_plans
 from bidir_core.models.families import (
     FAMILIES,
     tiny_config,
@@ -70,13 +69,13 @@ def test_equals_the_dense_mask(family: str, regime: str) -> None:
 def test_long_prefixes_are_split_and_short_ones_are_not(family, monkeypatch):
     """Two items of the row are split, the others masked; the numbers are those of masks alone."""
     ours, dense, split = splitting(family, 6), tiny_loaded(family), []
-    honest = attention.attention_split.attend
+    honest = attention._attend_split
 
     def spy(run: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
         split.append(query.shape[2])
         return honest(run, query, *args, **kwargs)
 
-    monkeypatch.setattr(attention.attention_split, "attend", spy)
+    monkeypatch.setattr(attention, "_attend_split", spy)
     for regime in ("bidirectional", "causal"):
         split.clear()
         result = logits(ours, regime, Layout.pack(LENGTHS))
@@ -96,7 +95,7 @@ def test_the_probe_goes_both_ways_and_passes(family: str, monkeypatch: pytest.Mo
     # A window that holds a short prefix, as those of real models do.
     window = {"sliding_window": 64} if _window(tiny_loaded(family)) is not None else {}
     loaded = tiny_loaded(family, implementation="split", **window)
-    attend, ways = attention.attention_split.attend, []
+    attend, ways = attention._attend_split, []
     mask = attention.Plan.mask
 
     def spied(run: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
@@ -108,20 +107,20 @@ def test_the_probe_goes_both_ways_and_passes(family: str, monkeypatch: pytest.Mo
             ways.append("item's mask")
         return mask(plan, layer, window, dtype, span, last)
 
-    monkeypatch.setattr(attention.attention_split, "attend", spied)
+    monkeypatch.setattr(attention, "_attend_split", spied)
     monkeypatch.setattr(attention.Plan, "mask", masked)
     for regime in ("causal", "bidirectional", "bidirectional:layers=1-1"):
         ways.clear()
         report = run_probe(loaded, regime)
         assert report.passed, report.failures
         assert set(ways) == {"split", "item's mask"}
-    assert loaded.handle.split_from == attention.attention_split.SPLIT_FROM_TOKENS
+    assert loaded.handle.split_from == attention.SPLIT_FROM_TOKENS
 
 
 @pytest.mark.parametrize("where", ["prefix", "continuation"])
 def test_the_probe_finds_a_split_that_is_wrong(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Silently causal in the long prefixes alone, or leaking between choices behind them."""
-    honest = attention.attention_split.attend
+    honest = attention._attend_split
 
     def causal(run: Any, q: Any, k: Any, v: Any, n: int, is_causal: bool, rest: Any, **kw: Any):
         return honest(run, q, k, v, n, True, rest, **kw)
@@ -130,7 +129,7 @@ def test_the_probe_finds_a_split_that_is_wrong(where: str, monkeypatch: pytest.M
         return honest(run, q, k, v, n, is_causal, lambda: torch.zeros_like(rest()), **kw)
 
     broken = causal if where == "prefix" else leaky
-    monkeypatch.setattr(attention.attention_split, "attend", broken)
+    monkeypatch.setattr(attention, "_attend_split", broken)
     assert not run_probe(tiny_loaded(implementation="split"), "bidirectional").passed
 
 
@@ -155,7 +154,7 @@ def test_a_long_prefix_builds_nothing_of_query_times_key(regime, monkeypatch):
 
 
 def test_a_dial_goes_the_ordinary_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention.attention_split, "attend", None)
+    monkeypatch.setattr(attention, "_attend_split", None)
     logits(splitting(), "bidirectional:sink=1", Layout.pack(LENGTHS))
     # a window of 4 tokens, and a prefix of 9
     logits(splitting("mistral"), "bidirectional", Layout.pack([(9, 12)]))
@@ -247,7 +246,7 @@ def test_a_run_as_on_a_gpu_records_what_it_did_and_scores_the_same(
     plain = Run(evaluate(config))
     assert plain.config["attention"] == "sdpa"
     assert "split_from_tokens" not in plain.config
-    for module in (scoring, attention.attention_split):
+    for module in (scoring, attention):
         monkeypatch.setattr(module, "SPLIT_FROM_TOKENS", 60)
     on_gpu = partial(choose_implementation, device_type="cuda")
     monkeypatch.setattr(
@@ -298,7 +297,7 @@ def test_the_kernel_that_plans_for_each_shape_is_left_out_while_scoring() -> Non
     assert enabled()
     with without_plans(torch.device("cpu"), 300):
         assert enabled()
-    with without_plans(CUDA, attention_split.CUDNN_FROM_TOKENS):  # a plan is worth it
+    with without_plans(CUDA, attention.CUDNN_FROM_TOKENS):  # a plan is worth it
         assert enabled()
     with pytest.raises(RuntimeError), without_plans(CUDA):
         raise RuntimeError

@@ -15,7 +15,8 @@ from peft import LoraConfig, get_peft_model
 from transformers.integrations.finegrained_fp8 import FP8Linear
 from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
 
-from benchmarks.eight_bits import apart, last_hidden, save_model
+from benchmarks.eight_bits import last_hidden, save_model
+from benchmarks.full_shape import apart
 from bidir_core.analyse.compare import compare
 from bidir_core.cli import main
 from bidir_core.common.errors import UserError
