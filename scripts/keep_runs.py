@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("--names", nargs="+", default=["*"], help="patterns of names to keep")
     parser.add_argument("--items", nargs="+", default=[], help="patterns of names with items")
+    parser.add_argument("--made-in", help="where RUNS lay when they were made, if elsewhere")
     parser.add_argument("--shared-device", action="store_true")
     parser.add_argument("--to", type=Path, default=COMMITTED_RUNS)
     parser.add_argument(
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         items = any(fnmatch(name, pattern) for pattern in options.items)
         folder = options.to / run.path.parent.name / run.path.name
-        made_in = str(options.runs.resolve())
+        made_in = (options.made_in or str(options.runs.resolve())).rstrip("/")
         keep(run, folder, made_in=made_in, items=items, shared_device=options.shared_device)
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         print(f"{size / 1e3:8.1f} kB  {folder.relative_to(options.to)}")
