@@ -304,19 +304,9 @@ def lost(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [name for name, n in seeds(old).items() if new_counts.get(name, 0) < n]
 
 
-def write(out: Path, new: Mapping[str, Any], *, fewer: bool, add: bool = False) -> None:
-    """Write a file. UserError if that would lose seeds or runs, unless ``fewer`` is wanted.
-
-    ``add``: only the claims that the file does not have yet.
-    """
+def write(out: Path, new: Mapping[str, Any], *, fewer: bool) -> None:
+    """Write a file. UserError if that would lose seeds or runs, unless ``fewer`` is wanted."""
     old = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
-    if add:
-        known = old.get("claims", {})
-        added = {
-            k: claim for k, claim in new["claims"].items() if claim["seeds"] and k not in known
-        }
-        joined = {name: new[name] | old.get(name, {}) for name in ("accuracy", "adapters", "runs")}
-        new = {**new, **old, **joined, "claims": known | added}
     if (fewer_seeds := lost(old, new)) and not fewer:
         raise UserError(
             f"{out} has more seeds or runs than are here, of {', '.join(fewer_seeds)}; put the "
@@ -330,7 +320,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--study", default="", help="short name of its model in its runs' names")
     parser.add_argument("--docs", type=Path, default=DOCS, help="where the files go")
-    parser.add_argument("--add", action="store_true", help="only claims that are not there yet")
     parser.add_argument("--fewer", action="store_true", help="also from fewer seeds or runs")
     options = parser.parse_args(arguments)
     suffix = f"-{options.study}" if options.study else ""
@@ -338,9 +327,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = Names.of(options.study)
         documents = {"claims": claims(names), "recipes": recipes(names)}
         for name, new in documents.items():
-            if name == "claims" or (new["recipes"] and not options.add):
-                out = options.docs / f"{name}{suffix}.json"
-                write(out, new, fewer=options.fewer, add=options.add)
+            if name == "claims" or new["recipes"]:
+                write(options.docs / f"{name}{suffix}.json", new, fewer=options.fewer)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
