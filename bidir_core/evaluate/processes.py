@@ -240,11 +240,19 @@ def main_asked_for(run: Path, world: int) -> Iterator[None]:
     except (KeyboardInterrupt, ProcessLost) as stopped:
         main = _read(run / "status.json")
         was_ended = isinstance(stopped, ProcessLost) or str(stopped) == TERMINATED
-        if not was_ended or main.get("state") != "running" or is_alive(main):
+        if not was_ended or main.get("state") != "running" or not _ended(main):
             raise
         raise ProcessLost(
             f"{_describe(0, world, main)} died before the run was complete; go on with --resume"
         ) from None
+
+
+def _ended(state: Mapping[str, Any]) -> bool:
+    """Whether a process has died; one whose connections just broke may take a moment to."""
+    until = time.monotonic() + 0.5
+    while (alive := is_alive(state)) and time.monotonic() < until:
+        time.sleep(0.01)
+    return not alive
 
 
 def _describe(rank: int, world: int, state: Mapping[str, Any]) -> str:

@@ -176,6 +176,8 @@ def resumable(
         raise UserError(f"the run '{run.id}' cannot be resumed: {run.error}; start a new one")
     if run.config.get("kind", "eval") != kind:
         raise UserError(f"the run '{run.id}' is not {NAMES[kind]}; resume it with its own command")
+    if run.state == "done" and not is_locked(run.path):
+        (run.path / ".lock").unlink(missing_ok=True)  # it was killed right behind its last write
     config = from_json(config_class, run.settings)
     changed = changed_identity(config, given)
     if changed:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bidir_core.cli import main
-from bidir_core.data import tasks
 from bidir_core.data.items import Item
+from bidir_core.explain import recommend as recommend_module
 from bidir_core.explain.recommend import read_prompts, summarise
 from bidir_core.explain.recommend_config import RecommendConfig
 from bidir_core.explain.recommend_measure import PromptMeasures, measure
@@ -130,7 +130,7 @@ def test_no_label_is_read(monkeypatch):
             for i in range(9)
         ]
 
-    monkeypatch.setattr(tasks, "load_items", load_items)
+    monkeypatch.setattr(recommend_module, "load_items", load_items)
     config = RecommendConfig(model="m", tasks=("piqa", "arc_easy"), limit=2)
     prompts = read_prompts(config)
     expected = [(f"{task}/{i}", f"Context {i}") for task in config.tasks for i in (0, 1)]
