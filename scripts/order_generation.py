@@ -6,7 +6,7 @@
 The first ``--limit`` documents of each order task, in both orders, under causal attention,
 ``bidirectional``, the recommended ``layers=A-`` and causal with the prompt given twice. An answer is
 the first line of what is generated. A line of the file is one arm on one task: its answers, and the
-right ones. Lines of models named here replace those that the file has of them.
+right ones; it replaces the one that the file has of the same.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from bidir_core.common.files import replacing
 from bidir_core.data.encoding import Encoder, vocabulary_of
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import read_items
@@ -47,12 +48,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=ANSWERS)
     options = parser.parse_args(arguments)
-    names = {short(model) for model in options.models}
-    rows = [row for row in read(options.out) if row["model"] not in names]
+    rows = {cell_of(row): row for row in read(options.out)}
     for model in options.models:
         for row in study(model, options.limit, options.device):
-            rows.append(row)
-            write(options.out, rows)
+            rows[cell_of(row)] = row
+            write(options.out, list(rows.values()))
+
+
+def cell_of(row: dict[str, Any]) -> tuple[str, ...]:
+    """What a row is the answers of; a later one of the same replaces it."""
+    return row["model"], row["arm"], row["family"], row["order"]
 
 
 def read(path: Path = ANSWERS) -> list[dict[str, Any]]:
@@ -65,7 +70,8 @@ def read(path: Path = ANSWERS) -> list[dict[str, Any]]:
 
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.write_bytes(gzip.compress(text.encode(), mtime=0))
+    with replacing(path) as temporary:
+        temporary.write_bytes(gzip.compress(text.encode(), mtime=0))
 
 
 def study(model: str, limit: int, device: str) -> Iterator[dict[str, Any]]:
