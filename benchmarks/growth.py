@@ -34,6 +34,7 @@ from bidir_core.models.weight_files import read_tensors, weight_files
 from bidir_core.runs.find import list_runs
 
 PARTS = ("items", "tokens", "size")
+N_PROMPTS = 64  # of each length
 Point = tuple[str, float, list[dict[str, Any]]]  # model, what grows, rows of a task
 
 
@@ -94,7 +95,7 @@ def points(part: str, options: argparse.Namespace) -> Iterator[Point]:
         words = " ".join(row["contexts"][0] for row in rows).split()
         for n in options.tokens:
             prompt = " ".join(words[: round(0.7 * n)])  # some 1.4 tokens a word
-            yield first, n, [rows[i] | {"contexts": [f"{i} {prompt}"]} for i in range(8)]
+            yield first, n, [rows[i] | {"contexts": [f"{i} {prompt}"]} for i in range(N_PROMPTS)]
     else:
         for model in options.models:
             tensors = [t for file in weight_files(ensure(model)) for t in read_tensors(file)]

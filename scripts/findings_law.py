@@ -43,7 +43,7 @@ def laws() -> dict[str, tuple[Law, Run]]:
 
 def models() -> str:
     """One row a model: what looking ahead costs, and what leaves it out without training."""
-    controls, hidden = named("controls-"), named("causal-hide0-")
+    controls, hidden, twice = named("controls-"), named("causal-hide0-"), named("twice-")
     rows = []
     for name, title in NAMES.items():
         result, run = laws()[name]
@@ -52,7 +52,8 @@ def models() -> str:
         assert swept is not None
         assert moved is not None
         causal = views[0].runs[CAUSAL]
-        without = outcomes(causal, {CAUSAL: causal, "hidden": hidden[name]}, "acc")
+        others = {CAUSAL: causal, "hidden": hidden[name], "twice": twice[name]}
+        beside = outcomes(causal, others, "acc")
         (chosen,) = [opened for opened in result.curve if opened.first_layer == result.first_layer]
         rows.append(
             [
@@ -61,14 +62,15 @@ def models() -> str:
                 delta(swept.delta(CAUSAL, "bidirectional")),
                 delta(swept.delta(CAUSAL, "bidirectional_sink-1")),
                 delta(moved.delta(CAUSAL, "bidirectional_self-10")),
-                delta(without.delta(CAUSAL, "hidden")),
+                delta(beside.delta(CAUSAL, "hidden")),
+                delta(beside.delta(CAUSAL, "twice")),
                 str(result.first_layer),
                 delta(chosen.confirm),
             ]
         )
     header = (
-        "model | causal | bidirectional | `sink=1` | `self=10` | `causal:hide=0` | A | "
-        "`layers=A-`, confirm half"
+        "model | causal | bidirectional | `sink=1` | `self=10` | `causal:hide=0` | prompt twice | "
+        "A | `layers=A-`, confirm half"
     )
     return made_with(laws()["smollm2"][1]) + table(header, rows)
 

@@ -90,6 +90,7 @@ class Study:
             for name, changes in (
                 ("no-context", {"context": "none"}),
                 ("causal-hide0", {"regime": "causal:hide=0"}),
+                ("twice", {"repeat_prompt": 2}),
             ):
                 name = f"{name}-{short(model)}"
                 yield Step(name, model, self._evaluate, predicted(model), changes)

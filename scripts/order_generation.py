@@ -39,6 +39,7 @@ ANSWERS = TABLES / "order_answers.jsonl.gz"
 FAMILIES = ("sciq", "sciq_letters", "boolq")
 NEW_TOKENS = 12
 AT_ONCE = 50  # prompts
+ARMS = ("causal", "bidirectional", "opened", "twice")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -46,11 +47,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("models", nargs="+")
     parser.add_argument("--limit", type=int, default=200, help="documents of each order")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--out", type=Path, default=ANSWERS)
     options = parser.parse_args(arguments)
     rows = {cell_of(row): row for row in read(options.out)}
     for model in options.models:
-        for row in study(model, options.limit, options.device):
+        for row in study(model, options.limit, options.device, options.arms):
             rows[cell_of(row)] = row
             write(options.out, list(rows.values()))
 
@@ -74,17 +76,15 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         temporary.write_bytes(gzip.compress(text.encode(), mtime=0))
 
 
-def study(model: str, limit: int, device: str) -> Iterator[dict[str, Any]]:
+def study(
+    model: str, limit: int, device: str, arms: Sequence[str] = ARMS
+) -> Iterator[dict[str, Any]]:
     """A row for each arm, family and order."""
     loaded = loading.load(model, device=device)
     prober = Prober(loaded)
-    arms = {
-        "causal": ("causal", 1),
-        "bidirectional": ("bidirectional", 1),
-        "opened": (recommended(model), 1),
-        "twice": ("causal", 2),
-    }
-    for arm, (regime, times) in arms.items():
+    for arm in arms:
+        regime = {"bidirectional": arm, "opened": recommended(model)}.get(arm, "causal")
+        times = 2 if arm == "twice" else 1
         prober.require(regime)
         for family in FAMILIES:
             for order in ("first", "last"):

@@ -34,8 +34,8 @@ from bidir_core.regimes import Regime
 
 # Normalising the logits makes float32 copies; small pieces stay in a CPU's cache.
 HEAD_CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 30}
-# Batches that a GPU holds while the scores of one are recorded.
-MOST_WAITING = 3
+# Batches that a GPU holds while the scores of one are recorded. Fewer left it idle behind the probe.
+MOST_WAITING = 8
 
 
 class ItemScore(NamedTuple):

@@ -27,7 +27,7 @@ from bidir_core.models.layout import PADDING, Layout
 from bidir_core.train.packing import IGNORED, TrainBatch
 
 ROWS = 4  # rows of a batch come in multiples of it
-TERMS = 1024  # and loss terms in multiples of this
+TERMS = 1024  # and loss terms in multiples of this, four times as coarse where there are many
 AS_THEY_ARE = 2  # batches of a shape that run before one is recorded
 Work = Callable[[TrainBatch, "int | torch.Tensor"], None]
 
@@ -35,6 +35,8 @@ Work = Callable[[TrainBatch, "int | torch.Tensor"], None]
 def fill(batch: TrainBatch, rows: int = ROWS, terms: int = TERMS) -> TrainBatch:
     """The batch with empty rows and ignored loss terms behind it, up to multiples."""
     layout, (n_rows, time) = batch.layout, batch.ids.shape
+    if len(batch.target) > 8 * terms:
+        terms *= 4
     row_padding = (0, 0, 0, -n_rows % rows)
     n_terms_added = -len(batch.target) % terms
     alone = torch.arange(1, time + 1).expand(row_padding[3], time)  # padding sees itself alone
