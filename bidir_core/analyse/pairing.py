@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 
 from bidir_core.common.errors import UserError
-from bidir_core.data.sampling import BLANK_LINE
+from bidir_core.data.items import BLANK_LINE
 from bidir_core.runs.layout import IMPORTED
 from bidir_core.runs.metrics import METRICS, OUTCOME_COLUMNS, Metric, outcomes
 from bidir_core.runs.run import Run

@@ -22,6 +22,8 @@ from bidir_core.data import fetch
 from bidir_core.data.assets import EMBEDDED_MODEL, EMBEDDED_MODELS, absolute_place
 from bidir_core.models.weight_files import check_weights, read_json
 
+VISION = ("vision_tower", "multi_modal_projector")  # parts that text never reaches
+
 
 def find_source(model: str, revision: str | None) -> tuple[str, bool]:
     """What to hand to transformers, and whether it is a local folder.

@@ -12,8 +12,7 @@ from typing import Any
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import remove_left_overs
-from bidir_core.data.items import data_fingerprint
-from bidir_core.data.sampling import LM_EVAL_SEED
+from bidir_core.data.items import LM_EVAL_SEED, data_fingerprint
 from bidir_core.data.tasks import TASKS
 from bidir_core.regimes import parse_regime
 from bidir_core.runs.layout import (

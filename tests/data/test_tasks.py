@@ -20,9 +20,9 @@ from bidir_core.data.items import (
     ItemList,
     chance,
     data_fingerprint,
+    fewshot_prefixes,
     hash_doc,
 )
-from bidir_core.data.sampling import fewshot_prefixes
 from bidir_core.data.tasks import TASKS, load_items, load_items_by_id
 from tests import interop_files
 from tests.factory import write_lines
