@@ -14,6 +14,7 @@ from bidir_core.runs.layout import TRAININGS
 from bidir_core.train.mixtures import MIXTURES
 
 MICRO_TOKENS = {"cpu": 2048, "cuda": 32768, "mps": 8192}  # what --micro-tokens auto means
+TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 
 
 # What can be trained: which tokens are the prefix, under which regime, with which loss.
@@ -195,6 +196,9 @@ class FinetuneConfig:
     )
     eval_items: int = setting(
         50, help="items per task in a quick evaluation (explore fold)", role="runtime", metavar="N"
+    )
+    tracker: str = setting(
+        "none", help="also log to tensorboard, wandb or trackio", role="runtime", choices=TRACKERS
     )
     runs_dir: str | None = same_as(EvalConfig, "runs_dir")
     name: str | None = same_as(EvalConfig, "name")

@@ -227,10 +227,17 @@ def _train(
     )
     if writer is not None:
         check_room(writer.path, trainer)
+        if config.tracker != "none":
+            flat = {name: str(value) for name, value in to_json(config).items()}
+            accelerator.project_configuration.logging_dir = str(writer.path)
+            accelerator.init_trackers("tracker", config=flat)
     if run is not None:
         step = trainer.restore(run.path)
         LOG.info("resumed at step %d of %d", step, config.steps)
-    return trainer.run()
+    counters = trainer.run()
+    if config.tracker != "none":
+        accelerator.end_training()
+    return counters
 
 
 def make_trainable(config: FinetuneConfig, loaded: LoadedModel) -> Student:
@@ -255,9 +262,18 @@ def make_trainable(config: FinetuneConfig, loaded: LoadedModel) -> Student:
 
 def _accelerator(config: FinetuneConfig) -> Any:
     from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate.tracking import get_available_trackers
 
+    trackers = [config.tracker] if config.tracker != "none" else []
+    if trackers and config.tracker not in {str(name) for name in get_available_trackers()}:
+        raise UserError(
+            f"--tracker {config.tracker}: that package is not installed; "
+            f"pip install {config.tracker}"
+        )
     accelerator = Accelerator(
         cpu=on_cpu(config.device),
+        log_with=trackers or None,  # type: ignore[arg-type]
+        project_dir="." if trackers else None,  # the run's own folder, once there is one
         # The others wait while the main one evaluates or writes.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )

@@ -218,6 +218,8 @@ class Trainer:
             append_curve(self.folder, line)
             text = "  ".join(f"{name} {value:.4f}" for name, value in counters.last.items())
             LOG.info("step %d/%d  %s  %.0f tokens/s", counters.step, self.config.steps, text, rate)
+        if self.accelerator is not None:
+            self.accelerator.log({k: v for k, v in line.items() if k != "step"}, counters.step)
 
     def _check_finite(self, values: list[float]) -> None:
         if not all(math.isfinite(value) for value in values):
@@ -237,6 +239,9 @@ class Trainer:
         append_curve(self.folder, {**line, "seconds": round(counters.seconds, 3), "evals": scores})
         for regime, row in scores.items():
             LOG.info("step %d  %s: macro acc %.4f", counters.step, regime, row["acc"])
+            if self.accelerator is not None:
+                named = {f"{regime}/{key}": row[key] for key in ("acc", "acc_norm", "gold_prob")}
+                self.accelerator.log(named, counters.step)
 
     def _heartbeat(self, done: int, total: int, **extra: Any) -> None:
         if self.heartbeat is not None:

@@ -228,6 +228,18 @@ def test_an_image_text_model_trains_its_text_side_only(jsonl, tmp_path):
         assert not any("vision" in name for name in changed)
 
 
+def test_tensorboard_gets_the_losses(tiny_folder, jsonl, tmp_path):
+    pytest.importorskip("tensorboardX")
+    path = run_finetune(config(tiny_folder, jsonl, tmp_path, tracker="tensorboard"))
+    assert any(file.stat().st_size > 100 for file in path.rglob("events.out.tfevents*"))
+
+
+def test_a_tracker_that_is_not_installed_is_named(tiny_folder, jsonl, tmp_path, monkeypatch):
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
+    with pytest.raises(UserError, match="pip install trackio"):
+        run_finetune(config(tiny_folder, jsonl, tmp_path, tracker="trackio"))
+
+
 # --- the pieces ----------------------------------------------------------------------------------
 
 
