@@ -13,9 +13,11 @@ give its own accuracy is refused.
 
 from __future__ import annotations
 
+import gzip
 import math
 import re
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,16 +26,18 @@ import numpy as np
 
 from bidir_core.common.errors import UserError
 from bidir_core.data.items import Item, choice_lengths, hash_doc
-from bidir_core.data.source import json_lines, parse_json
+from bidir_core.data.source import parse_json
 from bidir_core.data.tasks import TASKS
 from bidir_core.runs.records import unusable
 from bidir_core.runs.shapes import ANY, TEXTS, Kind, ListOf, MapOf, fields, problem
 
 READ_VERSION = "0.4.13"  # of lm-eval: the tests read and write its output
+MOST_UNPACKED_BYTES = 1 << 30  # of a compressed file
 
 _TIME = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?"
-_RESULTS = re.compile(rf"(?!samples_).+_({_TIME})\.json")
-_SAMPLES = re.compile(rf"samples_(.+)_({_TIME})\.jsonl")
+# Older versions wrote the samples as one JSON list; either may be kept compressed.
+_RESULTS = re.compile(rf"(?!samples_).+_({_TIME})\.json(?:\.gz)?")
+_SAMPLES = re.compile(rf"samples_(.+)_({_TIME})\.jsonl?(?:\.gz)?")
 _NAMES = "results_<time>.json and samples_<task>_<time>.jsonl"
 
 _SAMPLE = fields(
@@ -132,9 +136,9 @@ def find_output(path: Path) -> LmEvalOutput:
 
 def _folder_with_output(path: Path) -> Path:
     """The folder itself or, as lm-eval makes one for each model, the only one below with output."""
-    files = [f for f in path.rglob("*_*.json*") if f.is_file()]
-    named = [f for f in files if _SAMPLES.fullmatch(f.name) or _RESULTS.fullmatch(f.name)]
-    inside = sorted({file.parent for file in named})
+    files = [file for file in path.rglob("*_*.json*") if file.is_file()]
+    files = [f for f in files if _SAMPLES.fullmatch(f.name) or _RESULTS.fullmatch(f.name)]
+    inside = sorted({file.parent for file in files})
     if path in inside:
         return path
     if len(inside) == 1:
@@ -146,17 +150,31 @@ def _folder_with_output(path: Path) -> Path:
             f"{path} holds results of {len(inside)} models ({names}); give the folder of one"
         )
     raise UserError(
-        f"{path} holds no lm-eval output; its files are called {_NAMES} since lm-eval 0.4.4"
+        f"{path} holds no lm-eval output; its files are called {_NAMES} since lm-eval 0.4.3"
     )
 
 
-def _read_results(path: Path) -> dict[str, Any]:
+def _read_bytes(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        if path.suffix != ".gz":
+            return path.read_bytes()
+        with gzip.open(path) as file:  # a small file can unpack to any size
+            data = file.read(MOST_UNPACKED_BYTES + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is not whole gzip ({error}); get it again") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if len(data) > MOST_UNPACKED_BYTES:
+        raise UserError(
+            f"{path} unpacks to more than {MOST_UNPACKED_BYTES:,} bytes; if that is right, unpack it "
+            "yourself and give the plain file"
+        )
+    return data
+
+
+def _read_results(path: Path) -> dict[str, Any]:
     # NaN, which lm-eval may write, would not go into our files.
-    value = parse_json(data, str(path), parse_constant=lambda _: None)
+    value = parse_json(_read_bytes(path), str(path), parse_constant=lambda _: None)
     needed = ("results", "configs", "config")
     if not isinstance(value, dict) or not all(isinstance(value.get(k), dict) for k in needed):
         raise UserError(
@@ -166,7 +184,7 @@ def _read_results(path: Path) -> dict[str, Any]:
     version = value.get("lm_eval_version")
     if version is not None and not re.match(r"0\.4\.|[1-9]|0\.[5-9]|0\.\d\d", str(version)):
         raise UserError(
-            f"{path} was written by lm-eval {str(version)[:40]}; 0.4.4 and newer can be read "
+            f"{path} was written by lm-eval {str(version)[:40]}; 0.4.3 and newer can be read "
             f"({READ_VERSION} is tested)"
         )
     return value
@@ -181,6 +199,12 @@ def choose_tasks(output: LmEvalOutput, requested: Sequence[str]) -> list[str]:
             raise UserError(
                 f"--tasks {task}: {output.results_path} has no such task; it has {', '.join(known)}"
             )
+    strangers = [task for task in output.samples if task not in known]
+    if strangers and not requested:
+        raise UserError(
+            f"{output.samples[strangers[0]]} lies beside {output.results_path}, which has no "
+            f"configuration of it; name what to read with --tasks {','.join(known)}"
+        )
     chosen = list(dict.fromkeys(requested or known))
     logged = ",".join(task for task in chosen if task in output.samples)
     for task in chosen:
@@ -211,20 +235,37 @@ def read_task(output: LmEvalOutput, task: str, name: str) -> tuple[list[Sample],
         )
     samples: dict[int, Sample] = {}
     lines: dict[int, int] = {}
-    for number, (where, record) in enumerate(json_lines(path), start=1):
-        try:
-            sample = _sample(_checked(record), name)
+    filters: list[str] = []  # a task with several has all its samples once for each
+    n_edited, number = 0, 1
+    try:
+        for number, line in _numbered(path):
+            where = f"{path}, line {number}"
+            record = _checked(parse_json(line, where) if isinstance(line, bytes) else line)
+            filter_name = str(record.get("filter", "none"))
+            if filter_name not in filters:
+                filters.append(filter_name)
+            if filter_name != filters[0]:
+                continue
+            sample = _sample(record, name)
             doc_id = sample.item.doc_id
             if doc_id in samples:
                 raise _Bad(f"document {doc_id} again; line {lines[doc_id]} has it too")
-        except _Bad as error:
-            raise UserError(f"{where}: {error}") from error
-        samples[doc_id], lines[doc_id] = sample, number
+            samples[doc_id], lines[doc_id] = sample, number
+            n_edited += hash_doc(record["doc"]) != sample.item.doc_hash
+    except _Bad as error:
+        raise UserError(f"{path}, line {number}: {error}") from error
     if not samples:
         raise UserError(f"{path} is empty; lm-eval writes one line a document")
     ordered = [samples[doc_id] for doc_id in sorted(samples)]
-    _check_totals(output, task, ordered)
+    _check_totals(output, task, ordered, filters[0])
     notes = []
+    if len(filters) > 1:
+        notes.append(f"{name}: of the filters {', '.join(filters)} the first was read")
+    if n_edited:
+        notes.append(
+            f"{name}: the doc_hash of {n_edited:,} documents is not that of the document logged "
+            "beside it; the hash is kept"
+        )
     if failed := [sample for sample in ordered if unusable(sample.ll) is not None]:
         n_right = sum(sample.acc == 1 for sample in failed)
         notes.append(
@@ -239,11 +280,18 @@ def read_task(output: LmEvalOutput, task: str, name: str) -> tuple[list[Sample],
     return ordered, notes
 
 
+def _numbered(path: Path) -> Iterator[tuple[int, Any]]:
+    """Samples: a line each or, as lm-eval wrote them before 0.4.4, the values of one JSON list."""
+    data = _read_bytes(path)
+    if data.lstrip()[:1] == b"[":
+        yield from enumerate(parse_json(data, str(path)), start=1)
+    else:
+        yield from ((n, line) for n, line in enumerate(data.splitlines(), 1) if line.strip())
+
+
 def _checked(record: Any) -> dict[str, Any]:
     if fault := problem(record, _SAMPLE):
         raise _Bad(f"{fault}, so it is no sample that lm-eval logged")
-    if record.get("filter", "none") != "none":
-        raise _Bad("the task filters its responses; multiple choice scored as it is needs none")
     if "acc_mutual_info" in record:
         raise _Bad("the task also scores choices without context (acc_mutual_info), unlike ours")
     return record
@@ -316,15 +364,14 @@ def _log_likelihoods(responses: list[Any], n_choices: int) -> tuple[float, ...]:
         raise _Bad(f"has {n_choices} requests and {n} responses; both need one per choice")
     values = []
     for choice, response in enumerate(responses):
-        text = response[0] if isinstance(response, list) and response else response
         try:
-            number = float(text)
-            if 1e30 < abs(number) < math.inf:  # no record could hold it
-                raise ValueError
+            number = float(response[0] if isinstance(response, list) and response else response)
         except (TypeError, ValueError, OverflowError):
+            number = 1e308
+        if math.isfinite(number) and abs(number) > 1e30:
             raise _Bad(
                 f"the response of choice {choice} is {str(response)[:40]!r}, not a log-likelihood"
-            ) from None
+            )
         values.append(number)
     return tuple(values)
 
@@ -375,7 +422,9 @@ def _norm_differs(sample: Sample) -> bool:
     return (pred == sample.item.gold) != bool(sample.acc_norm)
 
 
-def _check_totals(output: LmEvalOutput, task: str, samples: Sequence[Sample]) -> None:
+def _check_totals(
+    output: LmEvalOutput, task: str, samples: Sequence[Sample], filter_name: str
+) -> None:
     """The results file must count and score what the samples hold."""
     path, results_name = output.samples[task], output.results_path.name
     count = output.part("n-samples", task).get("effective")
@@ -385,7 +434,7 @@ def _check_totals(output: LmEvalOutput, task: str, samples: Sequence[Sample]) ->
             "not whole, or not of this run"
         )
     accs = [sample.acc for sample in samples if sample.acc is not None]
-    acc = output.part("results", task).get("acc,none")
+    acc = output.part("results", task).get(f"acc,{filter_name}")
     if not accs or not isinstance(acc, int | float):
         return
     mean = sum(accs) / len(accs)

@@ -1,5 +1,6 @@
 """What lm-eval logged, read as a run: it equals our own, and says what was not checked."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from bidir_core.cli import main
 from bidir_core.common.errors import UserError
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.report import report
+from bidir_core.runs import lm_eval_read
 from bidir_core.runs.lm_eval_export import export_run
 from bidir_core.runs.lm_eval_import import import_results
 from bidir_core.runs.records import RECORD_FIELDS
@@ -219,6 +221,20 @@ def test_the_pipeline_does_not_take_an_imported_run_for_its_own(ours, tmp_path):
     assert not is_run_of(back, stage, None, known)
 
 
+def older(folder: Path) -> None:
+    """As lm-eval wrote samples before 0.4.4: one list, in a file that ends in .json."""
+    for path in folder.glob("samples_*.jsonl"):
+        samples = [json.loads(line) for line in path.read_text().splitlines()]
+        path.with_suffix(".json").write_text(json.dumps(samples, indent=2))
+        path.unlink()
+
+
+def compressed(folder: Path) -> None:
+    for path in [*folder.glob("*.json"), *folder.glob("*.jsonl")]:
+        Path(f"{path}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+
+
 def deeper(folder: Path) -> None:
     inner = folder / "2026" / "a model"
     inner.mkdir(parents=True)
@@ -226,8 +242,34 @@ def deeper(folder: Path) -> None:
         path.rename(inner / path.name)
 
 
-def test_a_folder_further_down_is_taken(copy, imported, tmp_path):
-    deeper(copy)
-    again = Run(import_results(copy, runs_dir=tmp_path).path)
+def filtered(folder: Path) -> None:
+    """Every sample twice, by another filter, which counted all as wrong."""
+    for path in folder.glob("samples_*.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        others = [line | {"filter": "other", "acc": 0.0} for line in lines]
+        path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, *others]))
+
+
+@pytest.mark.parametrize("change", [older, compressed, deeper, filtered])
+def test_other_ways_in_which_its_files_lie(change, copy, imported, tmp_path):
+    change(copy)
+    done = import_results(copy, runs_dir=tmp_path)
+    again = Run(done.path)
     mine, theirs = (np.concatenate(run.items(["ll"])["ll"].tolist()) for run in (again, imported))
     assert mine.tolist() == theirs.tolist()
+    assert any("of the filters none, other the first" in n for n in done.notes) == (
+        change is filtered
+    )
+
+
+def test_a_compressed_file_that_is_cut_short_or_unpacks_to_too_much(copy, tmp_path, monkeypatch):
+    compressed(copy)
+    path = next(copy.glob("samples_piqa*"))
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match="is not whole gzip"):
+        import_results(copy, runs_dir=tmp_path)
+    path.write_bytes(gzip.compress(b" " * (1 << 20)))
+    assert path.stat().st_size < 2000
+    monkeypatch.setattr(lm_eval_read, "MOST_UNPACKED_BYTES", (1 << 20) - 1)
+    with pytest.raises(UserError, match="unpacks to more than 1,048,575 bytes"):
+        import_results(copy, runs_dir=tmp_path)
