@@ -1,6 +1,6 @@
 """Several GPUs beside one, by the real commands: the published shape with random weights.
 
-    python -m benchmarks.several_gpus --tokenizer DIR                       # two GPUs, both parts
+    python -m benchmarks.several_gpus --tokenizer DIR                       # two GPUs, all parts
     python -m benchmarks.several_gpus --parts eval --processes 4 --repeats 3
     python -m benchmarks.several_gpus --device cpu --shape tiny --limit 4 --steps 3 --warm-up 1
 
@@ -9,9 +9,10 @@ The model is written to a temporary folder (in TMPDIR) once, and each measuremen
 those that the run folders recorded: from the first batch on, and from the folder's creation on,
 which is when the weights are loaded; ``wall`` is the whole process, its start included.
 
-Parts: ``eval`` (five tasks, whole validation sets, bidirectional; the predictions are compared) and
-``finetune`` (3B with LoRA, useful tokens a second behind a warm-up). A command that fails is a row with
-its last words, and the others go on. Its file is as that of ``benchmarks.full_size``.
+Parts: ``eval`` (five tasks, whole validation sets, bidirectional; the predictions are compared),
+``finetune`` (3B with LoRA, useful tokens a second behind a warm-up) and ``fsdp`` (3B, all weights, each
+layer computed twice; several processes spread the weights out). A command that fails is a row with its
+last words, and the others go on. Its file is as that of ``benchmarks.full_size``.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ from bidir_core.data.assets import absolute_place
 from bidir_core.runs.curve import read_curve
 from bidir_core.runs.run import Run
 
-PARTS = {"eval": "items_per_second", "finetune": "tokens_per_second"}  # and what is compared
+# What is measured, and the speed that is compared.
+PARTS = {"eval": "items_per_second", "finetune": "tokens_per_second", "fsdp": "tokens_per_second"}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -118,10 +120,11 @@ def measure(part: str, options: Namespace, book: Book, clock: Clock) -> None:
 def one_run(part: str, options: Namespace, processes: int) -> tuple[dict[str, Any], Any]:
     """Run one command: its row, and the records of an evaluation."""
     with tempfile.TemporaryDirectory(dir=options.work, ignore_cleanup_errors=True) as runs:
-        words = eval_words(options) if part == "eval" else finetune_words(options)
+        words = eval_words(options) if part == "eval" else finetune_words(options, part)
         words += ["--model", str(options.work / "model"), "--runs-dir", runs]
         words += ["--device", options.device, "--dtype", str(options.dtype).removeprefix("torch.")]
-        ended = run_command(words, processes=processes, on_gpu=options.on.type == "cuda")
+        on_gpu = options.on.type == "cuda"
+        ended = run_command(words, processes=processes, fsdp=part == "fsdp", on_gpu=on_gpu)
         wall = round(ended.wall_seconds, 1)
         made = [Run(path.parent) for path in Path(runs).glob("*/*/metrics.json")]
         if ended.trouble or not made:
@@ -176,9 +179,10 @@ def differences(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def finetune_words(options: Namespace) -> list[str]:
+def finetune_words(options: Namespace, part: str) -> list[str]:
     """A short fine-tune that does nothing but train, and reports every ``--warm-up`` steps."""
-    words = ["finetune", "--prompt-bidir-response-causal-train", "--method", "lora"]
+    words = ["finetune", "--prompt-bidir-response-causal-train"]
+    words += ["--gradient-checkpointing"] if part == "fsdp" else ["--method", "lora"]
     words += ["--data", options.data, "--no-decontaminate", "--checkpoint-every", "0"]
     for name in ("steps", "batch_samples", "micro_tokens"):
         words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
@@ -202,6 +206,7 @@ def trained(run: Run) -> dict[str, Any]:
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = (sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0")
+FSDP = ("--use_fsdp", "--fsdp_version", "2")
 
 
 @dataclass(frozen=True)
@@ -222,11 +227,14 @@ class Ended:
         return f"exit code {self.code}: {' / '.join(lines[-12:])[-1500:]}"
 
 
-def run_command(arguments: Sequence[str], *, processes: int = 1, on_gpu: bool = True) -> Ended:
+def run_command(
+    arguments: Sequence[str], *, processes: int = 1, fsdp: bool = False, on_gpu: bool = True
+) -> Ended:
     """``python -m bidir_core WORDS`` to its end, in so many processes, one GPU each."""
     command = [sys.executable]
     if processes > 1:
-        command = [*LAUNCH, "--multi_gpu", "--num_processes", str(processes)]
+        options = FSDP if fsdp else ("--multi_gpu",)
+        command = [*LAUNCH, *options, "--num_processes", str(processes)]
     command += ["-m", "bidir_core", *arguments]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus(processes) if on_gpu else ""}
     started = time.monotonic()

@@ -28,17 +28,18 @@ def test_rows_come_from_the_runs_and_a_failure_is_one_of_them(line, monkeypatch,
     words, out = line
     started = []
 
-    def here(words, *, processes, on_gpu) -> Ended:
+    def here(words, *, processes, fsdp, on_gpu) -> Ended:
         """In this process, whatever was asked for."""
-        started.append((words[0], processes, on_gpu))
-        if words[0] == "finetune" and processes == 2 and len(started) > 4:
+        started.append((words[0], processes, fsdp, on_gpu))
+        if fsdp and processes == 2:
             return Ended(1, 0.5, "NCCL error: no such thing\nE1 failed (exitcode: 1) local_rank")
         return Ended(main(words), 2.0, "")
 
     monkeypatch.setattr(several_gpus, "run_command", here)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     several_gpus.main(words)
-    assert started == [(part, n, False) for part in ("eval", "finetune") for n in (1, 2)]
+    parts = (("eval", False), ("finetune", False), ("finetune", True))
+    assert started == [(name, n, fsdp, False) for name, fsdp in parts for n in (1, 2)]
     rows = read(out)
     single = rows["eval", "1 process"]
     assert (single["items"], single["wall_seconds"]) == (4, 2.0)
@@ -49,14 +50,9 @@ def test_rows_come_from_the_runs_and_a_failure_is_one_of_them(line, monkeypatch,
     assert tuned["tokens_per_second"] > 0
     times = rows["finetune", "2 processes against one"]
     assert times["times_wall"] == 1.0
-    started.append(("again", 0, False))
-    several_gpus.main([*words, "--parts", "finetune"])
-    rows = read(out)
-    assert (
-        rows["finetune", "2 processes"]["failed"] == "exit code 1: NCCL error: no such thing / E1"
-    )
-    assert ("finetune", "2 processes against one") not in rows
-    assert ("eval", "predictions") in rows  # of the run before
+    assert rows["fsdp", "1 process"]["tokens_per_second"] > 0
+    assert rows["fsdp", "2 processes"]["failed"] == "exit code 1: NCCL error: no such thing / E1"
+    assert ("fsdp", "2 processes against one") not in rows
     assert not list(tmp_path.glob("**/several-gpus-*"))  # neither the model nor its runs stay
 
 
