@@ -25,7 +25,6 @@ from bidir_core.evaluate.packing import (
     plan_batches,
     split_scores,
 )
-from bidir_core.models import fused
 from bidir_core.models.attention import SPLIT_FROM_TOKENS, Handle, rope_switch, without_plans
 from bidir_core.models.layout import send
 from bidir_core.models.loading import LoadedModel
@@ -304,6 +303,8 @@ def gather_before_head(model: Any, head: torch.Tensor) -> Iterator[None]:
 def log_sum(logits: torch.Tensor) -> torch.Tensor:
     """The logarithm of each row's sum of exponentials: float32 ``[n]``."""
     if logits.is_cuda and logits.dtype != torch.float32:
+        from bidir_core.models import fused
+
         fused_sum = fused.log_sum(logits)
         if fused_sum is not None:
             return fused_sum

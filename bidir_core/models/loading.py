@@ -16,7 +16,7 @@ import torch
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.progress import LOG, phase
-from bidir_core.models import devices, fused
+from bidir_core.models import devices
 from bidir_core.models.attention import (
     Handle,
     check_attention_name,
@@ -239,7 +239,11 @@ def load_weights(plan: Preflight, *, keep_vision: bool = False) -> LoadedModel:
             f"'{plan.name}' does not fit into the memory of {plan.device} in {plan.dtype}; "
             "use --dtype bfloat16 or --device cpu"
         ) from error
-    kernels = fused.fuse(loaded) if plan.device.type == "cuda" else []
+    kernels = []
+    if plan.device.type == "cuda":
+        from bidir_core.models import fused
+
+        kernels = fused.fuse(loaded)
     return LoadedModel(
         model=loaded,
         tokenizer=plan.tokenizer,
