@@ -62,7 +62,7 @@ def choice_lengths(continuations: Sequence[str]) -> list[int] | None:
     """What `acc_norm` divides the choices' scores by: characters, without the leading space.
 
     None where all choices share one continuation; lm-eval reports no `acc_norm` for winogrande for
-    this reason. There `acc` stands in (`runs.metrics.outcomes`).
+    this reason. There `acc` stands in (`runs.run.outcomes`).
     """
     if len(set(continuations)) == 1:
         return None

@@ -35,8 +35,7 @@ from bidir_core.jobs.job import Job
 from bidir_core.jobs.pipeline_config import PipelineConfig, Stage, plan
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import runs_roots
-from bidir_core.runs.metrics import peak_of
-from bidir_core.runs.run import Run
+from bidir_core.runs.run import Run, peak_of
 from bidir_core.train.config import FinetuneConfig
 
 NEWEST = 5  # finished runs whose rates are used

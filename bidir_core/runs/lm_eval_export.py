@@ -26,8 +26,7 @@ from bidir_core.data.source import Doc
 from bidir_core.data.tasks import TASKS, load_selected
 from bidir_core.runs.lm_eval_import import KEY, origin_of
 from bidir_core.runs.lm_eval_read import READ_VERSION
-from bidir_core.runs.metrics import NO_NORM_TASKS, standard_error
-from bidir_core.runs.run import Run
+from bidir_core.runs.run import NO_NORM_TASKS, Run, standard_error
 
 _COLUMNS = ["task", "doc_id", "doc_hash", "gold", "contexts", "continuations", "ll"]
 _COLUMNS += ["correct", "correct_norm", "error"]
