@@ -224,17 +224,12 @@ def _task_config(run: Run, task: str, metrics: Sequence[str]) -> dict[str, Any]:
         "task": task,
         **named,
         "validation_split": run.settings.get("split"),
-        "unsafe_code": False,
-        "description": "",
         "target_delimiter": "" if run.settings.get("chat_template") else " ",
-        "fewshot_delimiter": "\n\n",
         "num_fewshot": run.settings.get("num_fewshot"),
         "metric_list": [
             {"metric": name, "aggregation": "mean", "higher_is_better": True} for name in metrics
         ],
         "output_type": "multiple_choice",
-        "repeats": 1,
-        "should_decontaminate": False,
         "metadata": {"version": 1.0 if task in TASKS else None},
     }
 
