@@ -69,12 +69,3 @@ def accuracy(items: Sequence[Item], scores: Sequence[Sequence[float]]) -> dict[s
         task: {"acc": np.mean([p for p, _ in hits]), "acc_norm": np.mean([n for _, n in hits])}
         for task, hits in tasks.items()
     }
-
-
-def differences(
-    items: Sequence[Item], ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]
-) -> tuple[float, int]:
-    """The largest difference in nats over all choices, and how many predictions differ."""
-    largest = max(abs(a - b) for x, y in zip(ours, theirs) for a, b in zip(x, y))
-    changed = sum(int(np.argmax(x)) != int(np.argmax(y)) for x, y in zip(ours, theirs))
-    return largest, changed

@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.formatting import visible
+from bidir_core.common.files import visible
 from bidir_core.common.process import (
     ProcessLost,
     asked_for_several,

@@ -60,16 +60,15 @@ def summary_lines(claims: Mapping[str, Json], recipes: Json) -> list[str]:
         f"shown not to in {lora.count('no')}."
     )
     chosen = chosen_recipe(recipes)
-    if chosen is not None:
-        part = on_confirm(chosen)
-        claim = {"aim": "within or better", "margin": 1.0, "confirm": part["bidirectional"]}
-        held = {"yes": "holds", "no": "does not hold", "undecided": "is undecided"}
-        lines.append(
-            f"**How little training?** {chosen['steps']} steps come within a point of stage 1 on "
-            "the half and the seed that the recipe was chosen on; on the other half, with other "
-            f"seeds where there are any, that {held[judged(claim)['reached']]}: "
-            f"{interval(claim['confirm'])} points; {seeds_text(part['seeds'], claim['confirm'])}."
-        )
+    part = on_confirm(chosen)
+    claim = {"aim": "within or better", "margin": 1.0, "confirm": part["bidirectional"]}
+    held = {"yes": "holds", "no": "does not hold", "undecided": "is undecided"}
+    lines.append(
+        f"**How little training?** {chosen['steps']} steps come within a point of stage 1 on "
+        "the half and the seed that the recipe was chosen on; on the other half, with other "
+        f"seeds where there are any, that {held[judged(claim)['reached']]}: "
+        f"{interval(claim['confirm'])} points; {seeds_text(part['seeds'], claim['confirm'])}."
+    )
     return lines
 
 
@@ -150,45 +149,30 @@ def accuracy() -> str:
 
 def recipe() -> str:
     """The cheapest recipe, how it was chosen, and what it holds on the confirm half."""
-    return recipe_text(read("recipes"))
-
-
-def chosen_recipe(data: Json) -> Json | None:
-    return next((entry for entry in data["recipes"] if entry["name"] == data["chosen"]), None)
-
-
-def recipe_text(data: Json) -> str:
-    rule, tried = f"Rule, fixed beforehand: {data['rule']}.\n\n", data["recipes"]
+    data = read("recipes")
     chosen = chosen_recipe(data)
-    if chosen is None:
-        scored = [entry for entry in tried if entry["explore"]]
-        best = max(scored, key=lambda entry: entry["explore"]["bidirectional"]["value"])
-        return (
-            f"{rule}None of {len(tried)} recipes comes that close. The nearest is `{best['name']}` at "
-            f"{interval(best['explore']['bidirectional'])}.\n"
-        )
-    alone, seconds = list(chosen["seconds_alone"].values()), "seconds not measured alone"
-    if alone:
-        span = f"{min(alone):.1f} to {max(alone):.1f} s"
-        seconds = f"{span} of training, alone on one {chosen['device']}"
+    alone = list(chosen["seconds_alone"].values())
     weights = "all weights" if chosen["method"] == "full" else "a LoRA adapter"
     below = "below" if chosen["steps"] < MOST_STEPS else "not below"
     text = (
-        f"{rule}Of {len(tried)} recipes, this one: `{chosen['name']}` ({chosen['objective']}, {weights}, "
+        f"Rule, fixed beforehand: {data['rule']}.\n\n"
+        f"Of {len(data['recipes'])} recipes, this one: `{chosen['name']}` ({chosen['objective']}, {weights}, "
         f"learning rate {chosen['lr']:g}): {chosen['steps']} steps, which is {below} {MOST_STEPS}; "
-        f"{formatting.count(chosen['tokens'])} useful tokens; {seconds}. "
-        f"On explore: {interval(chosen['explore']['bidirectional'])} points."
+        f"{formatting.count(chosen['tokens'])} useful tokens; {min(alone):.1f} to {max(alone):.1f} s of "
+        f"training, alone on one {chosen['device']}. "
+        f"On explore: {interval(chosen['explore']['bidirectional'])} points. With the seeds not looked at, "
+        f"on explore too: {interval(chosen['explore_fresh_seeds']['bidirectional'])}.\n\n"
     )
-    if fresh := chosen.get("explore_fresh_seeds"):
-        fresh = interval(fresh["bidirectional"])
-        text += f" With the seeds not looked at, on explore too: {fresh}."
-    part, lines = on_confirm(chosen), ""
-    note = "seeds not looked at" if chosen["confirm_fresh_seeds"] else "with the seed looked at"
+    part = on_confirm(chosen)
     for regime, goal in (("bidirectional", "within or better"), ("causal", "none")):
-        title = f"confirm half, {note} in choosing, {regime}, minus stage 1"
+        title = f"confirm half, seeds not looked at in choosing, {regime}, minus stage 1"
         claim = {"what": title, "aim": goal, "margin": 1.0, "seeds": part["seeds"]}
-        lines += f"- {sentence({**claim, 'confirm': part[regime]})}\n"
-    return f"{text}\n\n{lines}"
+        text += f"- {sentence({**claim, 'confirm': part[regime]})}\n"
+    return text
+
+
+def chosen_recipe(data: Json) -> Json:
+    return next(entry for entry in data["recipes"] if entry["name"] == data["chosen"])
 
 
 def recipes() -> str:

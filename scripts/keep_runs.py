@@ -6,8 +6,10 @@ Copies every finished evaluation, fine-tune and sweep of the runs folder RUNS wh
 ``--names`` (default: all). Weights stay behind; of observed attention the shares are kept, rounded to
 1/256, not the heads' weights. Items are kept for names that match ``--items``, with log-likelihoods
 rounded to 1/64 nat after predictions and accuracies were taken from the exact ones: less than a number
-format or a batch changes them, and a sweep's tables become half as large. Of a sweep whose name does
-not match the points' numbers are kept, not their items and texts. Paths into RUNS become ``runs/...``.
+format or a batch changes them. What compact runs share (hashes, gold answers, token counts) goes to
+``runs/items`` once. Of a sweep whose name does not match the points' numbers are kept, not their items;
+of runs and points whose id matches ``--answers`` what was answered, not the scores. Paths into RUNS
+become ``runs/...``.
 ``--shared-device`` notes in ``metrics.json`` that other work ran on the same device, so that nobody
 reads a speed from the run's seconds.
 """
@@ -54,66 +56,54 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--made-in", help="where RUNS lay when they were made, if elsewhere")
     parser.add_argument("--shared-device", action="store_true")
     parser.add_argument("--to", type=Path, default=COMMITTED_RUNS)
-    parser.add_argument(
-        "--share",
-        action="store_true",
-        help="only rewrite RUNS in place: what compact records share goes to RUNS/items once",
-    )
-    parser.add_argument(
-        "--answers",
-        nargs="+",
-        default=[],
-        help="with --share: of runs and points whose id matches keep the answers, not the scores",
-    )
+    parser.add_argument("--answers", nargs="+", default=[], help="patterns of ids without scores")
     options = parser.parse_args(arguments)
-    if options.share:
-        for run in list_runs([options.runs], points=True):
-            share_records(run, options.runs, options.answers)
-        return
     for run in list_runs([options.runs]):
         name = run.name or ""
         if run.state != "done" or not any(fnmatch(name, pattern) for pattern in options.names):
             continue
         items = any(fnmatch(name, pattern) for pattern in options.items)
         folder = options.to / run.path.parent.name / run.path.name
-        made_in = (options.made_in or str(options.runs.resolve())).rstrip("/")
-        keep(run, folder, made_in=made_in, items=items, shared_device=options.shared_device)
+        keep(run, folder, items=items, options=options)
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         print(f"{size / 1e3:8.1f} kB  {folder.relative_to(options.to)}")
 
 
-def keep(run: Run, folder: Path, *, made_in: str, items: bool, shared_device: bool) -> None:
+def keep(run: Run, folder: Path, *, items: bool, options: argparse.Namespace) -> None:
     """Write ``run`` to ``folder`` anew, as the module says; what was there before is removed."""
     shutil.rmtree(folder, ignore_errors=True)
     points = [(point, folder / "points" / point.path.name) for point in run.points()]
     for source, to in [(run, folder), *points]:
-        _write_copy(source, to, made_in=made_in, items=items, shared_device=shared_device)
-    for texts in sorted(run.path.glob("texts*.parquet")) if items else ():
-        shutil.copyfile(texts, folder / texts.name)
+        _write_copy(source, to, items=items and source.has_items, options=options)
 
 
-def _write_copy(run: Run, folder: Path, *, made_in: str, items: bool, shared_device: bool) -> None:
+def _write_copy(run: Run, folder: Path, *, items: bool, options: argparse.Namespace) -> None:
     folder.mkdir(parents=True)
+    made_in = (options.made_in or str(options.runs.resolve())).rstrip("/")
     for name in TEXTS:
         if (run.path / name).is_file():
             text = (run.path / name).read_text(encoding="utf-8")
             (folder / name).write_text(text.replace(f"{made_in}/", "runs/"), encoding="utf-8")
-    if run.is_point:  # a sweep has many
-        write_json(folder / "config.json", read_json(folder / "config.json"), dense=True)
-    if items and run.has_items:
+    config = read_json(folder / "config.json")
+    if items:
         source, target = run.path / "items.parquet", folder / "items.parquet"
-        if run.texts_path is None:
-            write_parquet(rounded(read_parquet(source)), target)
+        answers_only = any(fnmatch(run.id, pattern) for pattern in options.answers)
+        if run.is_compact or run.texts_path is not None:
+            fingerprints = config["data_fingerprint"], config["tokenizer_fingerprint"]
+            shared_name = share(run.items_table(SHARED_FIELDS), options.to, *fingerprints)
+            config |= {"texts": shared_name, "texts_in": SHARED_FOLDER}
+            write_slim(rounded(read_parquet(source, SLIM_FIELDS), answers_only), target)
         else:
-            write_slim(rounded(read_parquet(source, SLIM_FIELDS)), target)
+            write_parquet(rounded(read_parquet(source), answers_only), target)
+    write_json(folder / "config.json", config, dense=run.is_point)  # a sweep has many
     metrics = dict(run.metrics or {})
     if "matrices" in metrics:  # observed attention of one text
         keep_shares(run, folder, len(metrics["observed"]))
         note = f"the weights of single heads were left out, shares rounded to 1/{STEPS_A_SHARE}, for size"
         metrics |= {"matrices": False, "notes": [*metrics["notes"], note]}
-    if shared_device:
+    if options.shared_device:
         metrics["cost"] = {**metrics["cost"], "shared_device": True}
-    shared = shared_files(run.path, run.config.get("texts"), run.config.get("texts_in"))
+    shared = shared_files(folder, config.get("texts"), config.get("texts_in"))
     write_json(folder / "metrics.json", sealed(metrics, folder, shared), dense=run.is_point)
 
 
@@ -130,39 +120,10 @@ def keep_shares(run: Run, folder: Path, n_regimes: int) -> None:
     write_shares(folder, kept)
 
 
-def share_records(run: Run, root: Path, answers: Sequence[str]) -> None:
-    """Rewrite a compact run's records as its own scores beside what all runs of its items share."""
-    items = run.path / "items.parquet"
-    shared = run.config.get("texts_in") == SHARED_FOLDER
-    if run.state != "done" or not run.is_compact or not items.is_file():
-        return
-    answers_only = any(fnmatch(run.id, pattern) for pattern in answers)
-    if shared and not answers_only:
-        return
-    config = run.config
-    name = config.get("texts")
-    if not shared:
-        table = run.items_table(SHARED_FIELDS)
-        fingerprints = config["data_fingerprint"], config["tokenizer_fingerprint"]
-        name = share(table, root, *fingerprints)
-    records = read_parquet(items, SLIM_FIELDS)
-    if answers_only:
-        records = _with(records, "ll", [None] * records.num_rows)
-    write_slim(records, items)
-    recorded = config | {"texts": name, "texts_in": SHARED_FOLDER}
-    write_json(run.path / "config.json", recorded, dense=run.is_point)
-    metrics = sealed(run.metrics or {}, run.path, shared_files(run.path, name, SHARED_FOLDER))
-    write_json(run.path / "metrics.json", metrics, dense=run.is_point)
-    sweep = Run(run.path.parent.parent)
-    if run.is_point and all(point.config.get("texts_in") for point in sweep.points()):
-        for texts in sweep.path.glob("texts*.parquet"):
-            texts.unlink()
-
-
-def rounded(table: pa.Table) -> pa.Table:
-    """``ll`` in steps of 1/:data:`STEPS_A_NAT`, and the margin that follows from it, if it is there."""
+def rounded(table: pa.Table, answers_only: bool) -> pa.Table:
+    """``ll`` in steps of 1/:data:`STEPS_A_NAT` or left out, and the margin that follows from it."""
     scores = [
-        None if ll is None else np.round(np.asarray(ll) * STEPS_A_NAT) / STEPS_A_NAT
+        None if ll is None or answers_only else np.round(np.asarray(ll) * STEPS_A_NAT) / STEPS_A_NAT
         for ll in table.column("ll").to_pylist()
     ]
     table = _with(table, "ll", scores)

@@ -1,19 +1,16 @@
-"""What the fine-tunes of a study show, from its runs: docs/claims.json and docs/recipes.json.
+"""What the fine-tunes of a model's study show, from its runs.
 
-    python -m scripts.repair                              # the embedded model's committed study
-    python -m scripts.repair --study qwen-1.5b            # docs/claims-qwen-1.5b.json, of a model's study
+    python -m scripts.repair --study qwen-1.5b            # docs/claims-qwen-1.5b.json
     python -m scripts.findings                            # then writes the pages
 
 What is chosen (a learning rate, a recipe) is chosen on the ``explore`` half of the items with seed 0;
-what is claimed is measured on ``confirm``. Only one seed's items are committed, so the two files keep
-the numbers of all runs, and are not overwritten by fewer runs or seeds.
+what is claimed is measured on ``confirm``. docs/claims.json and docs/recipes.json were written in the
+same way, of the embedded model, where the items of all seeds lay; only one seed's are committed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +24,6 @@ from bidir_core.common.errors import UserError
 from bidir_core.common.files import write_json
 from bidir_core.explain.sweep_outcomes import Outcomes
 from bidir_core.runs.run import Run
-from bidir_core.train.config import OBJECTIVES
 from scripts.pages import DOCS
 from scripts.study_runs import (
     FOLDS,
@@ -199,139 +195,18 @@ def _repeats(runs: Iterable[Sequence[Run]]) -> dict[str, Any] | None:
     }
 
 
-# Recipes: short fine-tunes, of which the cheapest that comes near stage 1 is chosen
-
-WITHIN = 1.0  # points
-RULE = (
-    f"of the recipes that are at most {WITHIN:g} point below stage 1 under bidirectional prefill "
-    "on the explore half with seed 0, the one with the fewest useful training tokens; of equal "
-    "ones the one with fewer forward passes a token, then the one with the higher difference"
-)
-SETTINGS = ("objective", "method", "steps", "lr", "warmup_steps", "batch_samples", "causal_anchor")
-
-
-def recipes(names: Names) -> dict[str, Any]:
-    """Every recipe that was tried, with what its seeds reached, and the choice."""
-    pattern = re.compile(rf"{re.escape(names.prefix)}recipe-.+-seed(\d+)")
-    trained: dict[str, dict[int, str]] = {}
-    for name in names.runs:
-        match = pattern.fullmatch(name)
-        if match and all(names.usable(f"{name}-{regime}") for regime in REGIMES):
-            settings = names.runs[name][0].settings
-            recipe = "recipe-{objective}-{method}-{steps}-{lr:g}".format_map(settings)
-            trained.setdefault(recipe, {})[int(match[1])] = name
-    fine_tunes = [name for by_seed in trained.values() for name in by_seed.values()]
-    wanted = [f"{name}-{regime}" for name in fine_tunes for regime in REGIMES]
-    outcomes = each_name(names, each_run(names, wanted), wanted)
-    entries = [
-        _recipe(names, outcomes, recipe, dict(sorted(by_seed.items())))
-        for recipe, by_seed in trained.items()
-    ]
-    entries.sort(key=_cost)
-    return {
-        "schema": 1,
-        "metric": "acc",
-        "unit": "points of macro accuracy against stage 1 (the base model, causal)",
-        "rule": RULE,
-        "chosen": choose(entries),
-        "recipes": entries,
-    }
-
-
-def choose(entries: Sequence[Mapping[str, Any]]) -> str | None:
-    """The name of the chosen one; None if none comes close enough."""
-    near = [e for e in entries if e["explore"] and e["explore"][B]["value"] >= -WITHIN]
-    return min(near, key=_cost)["name"] if near else None
-
-
-def _cost(entry: Mapping[str, Any]) -> tuple[float, ...]:
-    reached = entry["explore"][B]["value"] if entry["explore"] else 0.0
-    return entry["tokens"], entry["passes_a_token"], -reached
-
-
-def _recipe(
-    names: Names, outcomes: Outcomes, recipe: str, trained: Mapping[int, str]
-) -> dict[str, Any]:
-    runs = {seed: names.runs[name][0] for seed, name in trained.items()}
-    first = next(iter(runs.values()))
-    metrics = first.metrics or {}
-    anchor = (first.settings.get("causal_anchor") or 0) > 0
-    distils = OBJECTIVES[first.settings["objective"]].distils
-
-    def against_stage1(fold: str, seeds: Sequence[int]) -> dict[str, Any] | None:
-        stage1 = (-1, [names.stage1])
-        values = {
-            r: difference(outcomes, [(1, [f"{trained[n]}-{r}" for n in seeds]), stage1], fold)
-            for r in (REGIMES if seeds else ())
-        }
-        return {"seeds": list(seeds), **values} if seeds and all(values.values()) else None
-
-    fresh = [seed for seed in trained if seed != 0]  # seed 0 was looked at in choosing
-    return {
-        "name": recipe,
-        **{key: first.settings.get(key) for key in SETTINGS},
-        "seeds": list(trained),
-        "tokens": metrics.get("tokens"),
-        "loss_tokens": metrics.get("loss_tokens"),
-        # Forward passes over each training token: the student's, its anchor's, the base model's.
-        "passes_a_token": 1 + anchor + (anchor or distils),
-        "seconds": {
-            str(seed): (run.metrics or {}).get("cost", {}).get("seconds")
-            for seed, run in runs.items()
-        },
-        "seconds_alone": {},  # several workers share a device
-        "device": metrics.get("cost", {}).get("device"),
-        "weight_bytes": metrics.get("weight_bytes"),
-        "explore": against_stage1("explore", [0] if 0 in trained else []),
-        "explore_fresh_seeds": against_stage1("explore", fresh),
-        "confirm": against_stage1("confirm", list(trained)),
-        "confirm_fresh_seeds": against_stage1("confirm", fresh),
-    }
-
-
-# The files
-
-
-def lost(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Claims and recipes that would rest on fewer seeds than before, evaluations on fewer runs."""
-
-    def seeds(document: Mapping[str, Any]) -> dict[str, int]:
-        counted = {entry["name"]: len(entry["seeds"]) for entry in document.get("recipes", ())}
-        counted |= {key: len(entry["seeds"]) for key, entry in document.get("claims", {}).items()}
-        return counted | {name: len(ids) for name, ids in document.get("runs", {}).items()}
-
-    new_counts = seeds(new)
-    return [name for name, n in seeds(old).items() if new_counts.get(name, 0) < n]
-
-
-def write(out: Path, new: Mapping[str, Any], *, fewer: bool) -> None:
-    """Write a file. UserError if that would lose seeds or runs, unless ``fewer`` is wanted."""
-    old = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
-    if (fewer_seeds := lost(old, new)) and not fewer:
-        raise UserError(
-            f"{out} has more seeds or runs than are here, of {', '.join(fewer_seeds)}; put the "
-            "missing runs with their items into BIDIR_RUNS_DIR, or give --fewer"
-        )
-    write_json(out, new)
-    print(f"written: {out}")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--study", default="", help="short name of its model in its runs' names")
-    parser.add_argument("--docs", type=Path, default=DOCS, help="where the files go")
-    parser.add_argument("--fewer", action="store_true", help="also from fewer seeds or runs")
+    parser.add_argument("--study", required=True, help="short name of its model in its runs' names")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="where the file goes")
     options = parser.parse_args(arguments)
-    suffix = f"-{options.study}" if options.study else ""
+    out = options.docs / f"claims-{options.study}.json"
     try:
-        names = Names.of(options.study)
-        documents = {"claims": claims(names), "recipes": recipes(names)}
-        for name, new in documents.items():
-            if name == "claims" or new["recipes"]:
-                write(options.docs / f"{name}{suffix}.json", new, fewer=options.fewer)
+        write_json(out, claims(Names.of(options.study)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    print(f"written: {out}")
     return 0
 
 

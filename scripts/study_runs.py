@@ -17,7 +17,7 @@ import numpy as np
 from bidir_core.analyse import stats
 from bidir_core.analyse.study import arm_of, items_key
 from bidir_core.common.errors import UserError
-from bidir_core.data.sampling import fold_of
+from bidir_core.data.items import fold_of
 from bidir_core.explain.sweep_outcomes import Outcomes, outcomes
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.run import Run

@@ -6,7 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from bidir_core.data.sampling import fold_of
+from bidir_core.data.items import fold_of
 from bidir_core.runs.layout import FINETUNE_DIRS, evaluation_dir
 from bidir_core.runs.records import make_record
 from bidir_core.runs.writer import RunWriter

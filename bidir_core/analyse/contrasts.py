@@ -14,8 +14,7 @@ from bidir_core.analyse.stats import Retention, retention, why_not_above
 from bidir_core.analyse.study import CAUSAL, Arm, Cell, Study
 from bidir_core.analyse.verdict import Judgement, Verdict, judge, phrase
 from bidir_core.common.errors import UserError
-from bidir_core.runs.metrics import row_accuracy
-from bidir_core.runs.run import Run
+from bidir_core.runs.run import Run, row_accuracy
 
 
 def contrast(

@@ -11,8 +11,7 @@ import pyarrow.compute as pc
 from bidir_core.analyse import stats
 from bidir_core.analyse.pairing import PairedItems, is_imported, pair
 from bidir_core.analyse.verdict import Judgement, judge
-from bidir_core.runs.metrics import choice_probabilities
-from bidir_core.runs.run import Run
+from bidir_core.runs.run import Run, choice_probabilities
 
 FLIPS = ("broken", "fixed", "changed_wrong", "same_right", "same_wrong")
 CONTEXT_CHARACTERS = 120

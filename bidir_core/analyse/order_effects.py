@@ -29,8 +29,7 @@ from bidir_core.analyse.study import NAMES, arm_of
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
 from bidir_core.data.items import family_of
-from bidir_core.runs.metrics import OUTCOME_COLUMNS, choice_probabilities, outcomes, peak_of
-from bidir_core.runs.run import Run
+from bidir_core.runs.run import OUTCOME_COLUMNS, Run, choice_probabilities, outcomes, peak_of
 
 _COLUMNS = ("task", "pair_id", "doc_hash", "gold", "ll", "error", *OUTCOME_COLUMNS)
 

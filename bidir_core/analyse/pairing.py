@@ -16,10 +16,9 @@ import pandas as pd
 import pyarrow as pa
 
 from bidir_core.common.errors import UserError
-from bidir_core.data.sampling import BLANK_LINE
+from bidir_core.data.items import BLANK_LINE
 from bidir_core.runs.layout import IMPORTED
-from bidir_core.runs.metrics import METRICS, OUTCOME_COLUMNS, Metric, outcomes
-from bidir_core.runs.run import Run
+from bidir_core.runs.run import METRICS, OUTCOME_COLUMNS, Metric, Run, outcomes
 
 _KEYS = ("task", "doc_id", "doc_hash", "gold")  # of equal items in both runs
 PAIR_COLUMNS = (*_KEYS, *OUTCOME_COLUMNS, "error", "n_continuation_tokens")

@@ -7,7 +7,7 @@ import json
 
 from bidir_core.analyse.compare import compare, comparison_text
 from bidir_core.cli import add_pairing
-from bidir_core.common.formatting import visible
+from bidir_core.common.files import visible
 from bidir_core.runs.find import find_run
 
 

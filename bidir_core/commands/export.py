@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bidir_core.common.formatting import visible
+from bidir_core.common.files import visible
 from bidir_core.runs.find import find_run
 from bidir_core.runs.lm_eval_export import export_run
 

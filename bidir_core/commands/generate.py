@@ -11,7 +11,8 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.formatting import table, visible
+from bidir_core.common.files import visible
+from bidir_core.common.formatting import table
 from bidir_core.regimes import parse_regime
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.formatting import visible
+from bidir_core.common.files import visible
 from bidir_core.runs.lm_eval_import import import_results
 
 

@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import stat
 import time
@@ -106,6 +107,15 @@ def one_line(error: BaseException) -> str:
     """What an error says, without the file names and line breaks of its text."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split())[:200] or type(error).__name__
+
+
+# Controls but line feed and tab, and the marks that turn the direction of what follows.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def visible(text: object) -> str:
+    """Control characters and direction marks as ``\\u001b``: a terminal would obey them."""
+    return _UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", str(text))
 
 
 @contextmanager

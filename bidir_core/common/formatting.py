@@ -1,10 +1,12 @@
-"""Numbers and tables as text, and text from outside made harmless."""
+"""Numbers and tables as text."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from typing import Any
+
+from bidir_core.common.files import visible
 
 
 def points(fraction: float, *, signed: bool = False) -> str:
@@ -38,16 +40,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, left: int = 1
     return "\n".join(lines)
 
 
-# Text from outside, for terminals and spreadsheets, which would obey it
-
-# Controls but line feed and tab, and the marks that turn the direction of what follows.
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
-
-
-def visible(text: object) -> str:
-    """Control characters and direction marks as ``\\u001b``: a terminal would obey them."""
-    return _UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", str(text))
 
 
 def csv_cell(value: Any) -> Any:

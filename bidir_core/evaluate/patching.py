@@ -34,7 +34,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -53,6 +53,7 @@ class RandomAhead:
     """The edit written ``random=S``; see above."""
 
     seed: int
+    takes_tokens: ClassVar = False
 
     def __str__(self) -> str:
         return f"random={self.seed}"
@@ -163,6 +164,7 @@ class Patch:
 
     what: str
     token: int
+    takes_tokens: ClassVar = True  # what it puts in comes from a pass over a prompt's first ones
 
     def __str__(self) -> str:
         return f"{self.what}={self.token}"

@@ -23,8 +23,7 @@ import numpy as np
 from bidir_core.analyse.order_effects import OrderArm, order_text
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
-from bidir_core.common.files import write_json
-from bidir_core.common.formatting import visible
+from bidir_core.common.files import visible, write_json
 from bidir_core.common.progress import Progress
 from bidir_core.common.settings import to_json
 from bidir_core.data.encoding import CHAT_DATE, EncodedItem

@@ -20,7 +20,7 @@ from bidir_core.analyse.pairing import pair, repeats
 from bidir_core.analyse.stats import Retention, above_floor_retention
 from bidir_core.analyse.verdict import JSON_WORDS, Judgement, judge, no_share
 from bidir_core.common import formatting
-from bidir_core.data.sampling import fold_of
+from bidir_core.data.items import fold_of
 from bidir_core.explain.sweep_points import Condition, Point
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL
 from bidir_core.runs.run import Run

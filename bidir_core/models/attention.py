@@ -39,7 +39,6 @@ from torch.nn.attention import SDPBackend
 from transformers import AttentionInterface
 
 from bidir_core.common.errors import UserError
-from bidir_core.models import fused
 from bidir_core.models.layout import Layout, allowed_and_ahead
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, Regime
 
@@ -295,11 +294,15 @@ def _sdpa(
                 f"{type(module).__name__} needs '{unable}', which sdpa drops; use --attn eager"
             )
     if query.is_cuda and mask is not None and not dropout:
+        from bidir_core.models import fused
+
         fused_output = fused.attend(query, key, value, mask, scaling)
         if fused_output is not None:
             return fused_output, None
     grouped = query.shape[1] != key.shape[1]
     if grouped and not _takes_groups(query, key, value, mask, dropout, is_causal):
+        from bidir_core.models import fused
+
         n = query.shape[1] // key.shape[1]
         key, value = fused.repeat_heads(key, n), fused.repeat_heads(value, n)
         grouped = False

@@ -22,7 +22,7 @@ import torch
 from bidir_core.common.errors import UserError
 from bidir_core.common.progress import TEMPLATE_SECONDS, time_limit
 from bidir_core.data.assets import absolute_place
-from bidir_core.models.source import auto_class, quiet, reason
+from bidir_core.models.source import VISION, auto_class, quiet, reason
 from bidir_core.models.weight_files import (
     check_weights,
     checksums,
@@ -33,7 +33,6 @@ from bidir_core.models.weight_files import (
 
 TRAINING_RECORD = "bidir.json"
 ADAPTER_FILE = "adapter_model.safetensors"
-VISION = ("vision_tower", "multi_modal_projector")  # parts that text never reaches
 PATTERNS = {  # an adapter's settings that hold patterns, and what peft puts around them
     "target_modules": r"(PATTERN)$",
     "exclude_modules": r"(PATTERN)$",

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from bidir_core.common.errors import UserError
-from bidir_core.data import fetch
+from bidir_core.data import assets, fetch
 from bidir_core.data.assets import EMBEDDED_MODEL, EMBEDDED_MODELS, absolute_place
 from bidir_core.models.weight_files import check_weights, read_json
+
+VISION = ("vision_tower", "multi_modal_projector")  # parts that text never reaches
 
 
 def find_source(model: str, revision: str | None) -> tuple[str, bool]:
@@ -40,8 +42,11 @@ def find_source(model: str, revision: str | None) -> tuple[str, bool]:
             from bidir_core.data import gguf_local
 
             return str(gguf_local.folder_of(path)), True
-        folder = fetch.ensure(model) if model in EMBEDDED_MODELS else path
-        return str(_model_folder(folder)), True
+        if model in EMBEDDED_MODELS:
+            path = assets.find(model).folder
+            if assets.missing([model]):
+                fetch.ensure(model)
+        return str(_model_folder(path)), True
     if path.is_file():
         raise UserError(
             f"model '{model}' is a file; give the folder that has config.json in it, or a .gguf file"

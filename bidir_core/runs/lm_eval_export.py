@@ -26,21 +26,10 @@ from bidir_core.data.source import Doc
 from bidir_core.data.tasks import TASKS, load_selected
 from bidir_core.runs.lm_eval_import import KEY, origin_of
 from bidir_core.runs.lm_eval_read import READ_VERSION
-from bidir_core.runs.metrics import NO_NORM_TASKS, standard_error
-from bidir_core.runs.run import Run
+from bidir_core.runs.run import NO_NORM_TASKS, Run, standard_error
 
-_COLUMNS = [
-    "task",
-    "doc_id",
-    "doc_hash",
-    "gold",
-    "contexts",
-    "continuations",
-    "ll",
-    "correct",
-    "correct_norm",
-    "error",
-]
+_COLUMNS = ["task", "doc_id", "doc_hash", "gold", "contexts", "continuations", "ll"]
+_COLUMNS += ["correct", "correct_norm", "error"]
 
 
 def export_run(run: Run, out: Path | str) -> tuple[list[Path], list[str]]:
@@ -73,7 +62,7 @@ def export_run(run: Run, out: Path | str) -> tuple[list[Path], list[str]]:
     created = run.created or datetime.fromtimestamp(run.modified, UTC)  # the same at every export
     model = model_name(run)
     stamp = created.strftime("%Y-%m-%dT%H-%M-%S.%f")
-    folder = Path(out).expanduser() / re.sub(r"[\"<>:/|\\?*\[\]]+", "__", model)
+    folder = Path(out).expanduser() / sanitised(model)
     texts = {
         folder / f"samples_{task}_{stamp}.jsonl": "".join(
             json.dumps(row, ensure_ascii=False) + "\n" for row in rows
@@ -108,6 +97,10 @@ def _write(folder: Path, texts: Mapping[Path, str]) -> None:
 
 # Whether a choice would also be generated greedily: lm-eval logs it, a run does not record it.
 _GREEDY_UNKNOWN = "None"
+# What lm-eval's results file and its settings say of a run, and a run here does not.
+_UNKNOWN = ["upper_git_hash", "system_instruction", "system_instruction_sha", "chat_template_sha"]
+_UNKNOWN_SETTINGS = ["model_num_parameters", "batch_size", "use_cache", "gen_kwargs"]
+_UNKNOWN_SETTINGS += ["random_seed", "numpy_seed", "torch_seed", "fewshot_seed"]
 Record = Mapping[str, Any]
 
 
@@ -158,12 +151,13 @@ def results_of(
     created: datetime,
     model: str,
 ) -> dict[str, Any]:
-    """The results file, its keys in lm-eval's order; what nobody recorded is null."""
-    settings, cost = run.settings, (run.metrics or {}).get("cost") or {}
-    names = sorted(samples)
+    """The results file with lm-eval's keys; what nobody recorded is null."""
+    settings, config = run.settings, run.config
     metrics = {task: list(samples[task][0]["metrics"]) for task in samples}
-    versions = run.config.get("packages") or {}
+    names, packages = sorted(samples), config.get("packages") or {}
+    dtype = config.get("dtype")
     return {
+        **dict.fromkeys(_UNKNOWN),
         "results": {task: _row(task, samples[task], metrics[task]) for task in samples},
         "group_subtasks": {},
         "configs": {task: _task_config(run, task, metrics[task]) for task in names},
@@ -174,46 +168,40 @@ def results_of(
             task: {"original": originals[task], "effective": len(samples[task])} for task in samples
         },
         "config": {
+            **dict.fromkeys(_UNKNOWN_SETTINGS),
             "model": KEY,
             "model_args": _model_args(run),
-            "model_num_parameters": None,
-            "model_dtype": f"torch.{dtype}" if (dtype := run.config.get("dtype")) else None,
+            "model_dtype": f"torch.{dtype}" if dtype else None,
             "model_revision": settings.get("revision") or "main",
             "model_sha": "",
-            "batch_size": None,
             "batch_sizes": [],
-            "device": run.config.get("device") or settings.get("device"),
-            "use_cache": None,
+            "device": config.get("device") or settings.get("device"),
             "limit": settings.get("limit"),
             "bootstrap_iters": 0,
-            "gen_kwargs": None,
-            "random_seed": None,
-            "numpy_seed": None,
-            "torch_seed": None,
-            "fewshot_seed": None,
         },
-        "git_hash": run.config.get("git_commit"),
+        "git_hash": config.get("git_commit"),
         "date": created.timestamp(),
         "pretty_env_info": f"scored by bidir_core {__version__}, not by lm-eval; "
-        + ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "transformers_version": str(versions.get("transformers", "N/A")),
+        + ", ".join(f"{name} {version}" for name, version in packages.items()),
+        "transformers_version": str(packages.get("transformers", "N/A")),
         "lm_eval_version": READ_VERSION,
-        "upper_git_hash": None,
         "task_hashes": {
             task: _hash("".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in rows))
             for task, rows in samples.items()
         },
         "model_source": KEY,
         "model_name": model,
-        "model_name_sanitized": re.sub(r"[\"<>:/|\\?*\[\]]+", "__", model),
-        "system_instruction": None,
-        "system_instruction_sha": None,
+        "model_name_sanitized": sanitised(model),
         "fewshot_as_multiturn": False,
         "chat_template": "the model's own" if settings.get("chat_template") else None,
-        "chat_template_sha": None,
-        "total_evaluation_time_seconds": str(cost.get("seconds")),
+        "total_evaluation_time_seconds": str((run.metrics or {}).get("cost", {}).get("seconds")),
         KEY: origin_of(run) | {"version": __version__},
     }
+
+
+def sanitised(name: str) -> str:
+    """A model's name as lm-eval names its folder."""
+    return re.sub(r"[\"<>:/|\\?*\[\]]+", "__", name)
 
 
 def _row(task: str, samples: Sequence[Record], metrics: Sequence[str]) -> dict[str, Any]:
@@ -236,17 +224,12 @@ def _task_config(run: Run, task: str, metrics: Sequence[str]) -> dict[str, Any]:
         "task": task,
         **named,
         "validation_split": run.settings.get("split"),
-        "unsafe_code": False,
-        "description": "",
         "target_delimiter": "" if run.settings.get("chat_template") else " ",
-        "fewshot_delimiter": "\n\n",
         "num_fewshot": run.settings.get("num_fewshot"),
         "metric_list": [
             {"metric": name, "aggregation": "mean", "higher_is_better": True} for name in metrics
         ],
         "output_type": "multiple_choice",
-        "repeats": 1,
-        "should_decontaminate": False,
         "metadata": {"version": 1.0 if task in TASKS else None},
     }
 

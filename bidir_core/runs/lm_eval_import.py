@@ -12,9 +12,8 @@ from typing import Any
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import remove_left_overs
-from bidir_core.data.items import data_fingerprint
-from bidir_core.data.sampling import LM_EVAL_SEED
-from bidir_core.data.tasks import TASKS
+from bidir_core.data.items import LM_EVAL_SEED, data_fingerprint
+from bidir_core.data.tasks import SELECTION, TASKS
 from bidir_core.regimes import parse_regime
 from bidir_core.runs.layout import (
     IMPORTED,
@@ -178,9 +177,6 @@ def _record(sample: Sample) -> dict[str, Any]:
 # Where lm-eval's model arguments name the weights, in the order in which lm-eval looks.
 _MODEL_KEYS = ("pretrained", "model", "path", "engine")
 _TASK_VERSION = 1.0  # of lm-eval's tasks that ours equal
-# Kept as lm-eval has it, for whoever asks later.
-_KEPT_OF_CONFIG = ("model", "model_args", "model_sha", "limit", "batch_size")
-_KEPT_OF_RESULTS = ("system_instruction", "chat_template_sha", "git_hash")
 
 
 def _settings(
@@ -255,15 +251,11 @@ def _limit(
     originals = [output.part("n-samples", lm_task).get("original") for lm_task in names]
     if originals == [len(samples[task]) for task in names.values()]:
         return None, []
-    limit = output.part("config").get("limit")
+    limit, largest = output.part("config").get("limit"), max(map(len, samples.values()))
     if isinstance(limit, int | float) and limit >= 1 and limit == int(limit):
         return int(limit), []
-    largest = max(map(len, samples.values()))
-    if isinstance(limit, float) and 0 < limit < 1:
-        return largest, [f"the limit was a share of each task, {limit:g}"]
-    if all(isinstance(n, int) for n in originals):
-        return largest, ["the items were chosen otherwise than by a limit"]
-    return largest, [f"the limit is not recorded; the largest task has {largest:,} items"]
+    reason = "is not recorded" if limit is None else f"was a share of each task, {limit}"
+    return largest, [f"the limit {reason}; the largest task has {largest:,} items"]
 
 
 def _facts(
@@ -273,8 +265,8 @@ def _facts(
     notes: Sequence[str],
 ) -> dict[str, Any]:
     """What stands beside the settings in ``config.json``."""
-    results, config = output.results, output.part("config")
-    versions = {"lm-eval": output.version, "transformers": results.get("transformers_version")}
+    transformers = output.results.get("transformers_version")
+    versions = {"lm-eval": output.version, "transformers": transformers}
     return {
         "kind": IMPORTED,
         "source": f"imported from lm-eval {output.version or 'of unknown version'}, "
@@ -293,9 +285,7 @@ def _facts(
             "date": _date(output),
             "results_file": output.results_path.name,
             "task_names": {lm_task: task for lm_task, task in names.items() if lm_task != task},
-            "task_versions": {t: output.part("versions").get(t) for t in names},
-            **{name: config.get(name) for name in _KEPT_OF_CONFIG},
-            **{name: results.get(name) for name in _KEPT_OF_RESULTS},
+            "model_args": output.part("config").get("model_args"),
             "notes": list(notes),
         },
     }
@@ -312,22 +302,8 @@ def _date(output: LmEvalOutput) -> str:
 # What an exported results file says about the run it came from, under the key ``bidir_core``.
 
 KEY = "bidir_core"
-_SETTINGS = [
-    "model",
-    "revision",
-    "checkpoint",
-    "split",
-    "sample",
-    "fold",
-    "context",
-    "bos",
-    "patch",
-    "limit",
-    "seed",
-    "num_fewshot",
-    "repeat_prompt",
-    "chat_template",
-]
+_SETTINGS = [name for name in SELECTION if name not in ("tasks", "data_source", "items_file")]
+_SETTINGS += ["model", "revision", "checkpoint", "bos", "patch", "chat_template"]
 _FACTS = ["model_fingerprint", "tokenizer_fingerprint", "dtype", "attention", "bos_added"]
 _ORIGIN: dict[str, Shape] = {"run": TEXT, "regime": REGIME, "settings": SETTINGS, "facts": CONFIG}
 

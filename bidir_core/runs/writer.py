@@ -26,7 +26,6 @@ from bidir_core.runs.layout import (
     run_lock,
     runs_roots,
 )
-from bidir_core.runs.metrics import compute_metrics
 from bidir_core.runs.read import sealed
 from bidir_core.runs.records import (
     Key,
@@ -37,6 +36,7 @@ from bidir_core.runs.records import (
     write_parquet,
     write_slim,
 )
+from bidir_core.runs.run import Run, compute_metrics
 
 SCHEMA_VERSION = 1
 _SYNC_SECONDS = 3.0
@@ -121,8 +121,6 @@ class RunWriter:
     @classmethod
     def resume(cls, run: Path | Any) -> RunWriter:
         """Go on with an unfinished run (a path or a ``Run``); a torn last line is cut off."""
-        from bidir_core.runs.run import Run
-
         refuse_if_read_only("resume a run")
         view = run if isinstance(run, Run) else Run(Path(run))
         if view.state == "done":

@@ -33,9 +33,8 @@ from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, parse_regime
 from bidir_core.runs.find import check_same, resumable
 from bidir_core.runs.layout import FINETUNE_DIRS
-from bidir_core.runs.metrics import compute_metrics
 from bidir_core.runs.records import make_record
-from bidir_core.runs.run import Run
+from bidir_core.runs.run import Run, compute_metrics
 from bidir_core.runs.writer import RunWriter
 from bidir_core.train import checkpoints
 from bidir_core.train import student as sharding

@@ -18,7 +18,7 @@ from bidir_core.evaluate.config import EvalConfig
 from bidir_core.explain.why_config import RESULT, expected_tokens
 from bidir_core.jobs import estimate
 from bidir_core.jobs.cost_model import Work
-from bidir_core.jobs.history import start_seconds
+from bidir_core.jobs.estimate import start_seconds
 from bidir_core.report.share import (
     RESTORED,
     Strip,

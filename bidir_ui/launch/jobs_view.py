@@ -12,8 +12,7 @@ import streamlit as st
 from bidir_core import jobs
 from bidir_core.common.errors import UserError
 from bidir_core.jobs import Job
-from bidir_core.jobs.estimate import duration
-from bidir_core.jobs.history import peak_bytes
+from bidir_core.jobs.estimate import duration, peak_bytes
 from bidir_core.jobs.progress import Progress, progress
 from bidir_core.runs.run import Run
 from bidir_ui import shell

@@ -22,11 +22,12 @@ from bidir_core.jobs.cost_model import Shape
 from bidir_core.jobs.estimate import (
     NEWEST_RUNS,
     Estimate,
+    Measured,
     duration,
+    history,
     time_text,
     tokens,
 )
-from bidir_core.jobs.history import Measured, history
 from bidir_core.jobs.pipeline_config import PipelineConfig
 from bidir_core.runs.layout import LEAKY_WARNING
 from bidir_core.runs.run import Run

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bidir_core.common.errors import UserError
-from bidir_core.data.items import Item, ItemList
-from bidir_core.data.sampling import choose, fold_items, fold_of, with_context
+from bidir_core.data.items import Item, ItemList, choose, fold_items, fold_of, with_context
 from bidir_core.data.tasks import load_items
 from tests.factory import write_lines
 

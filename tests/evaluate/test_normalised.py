@@ -9,9 +9,8 @@ from datasets import Dataset, DatasetDict
 from lm_eval.api.task import ConfigurableTask
 
 from bidir_core.analyse.compare import compare, comparison_text
-from bidir_core.runs.metrics import compute_metrics
 from bidir_core.runs.records import make_record, read_parquet, write_parquet
-from bidir_core.runs.run import Run
+from bidir_core.runs.run import Run, compute_metrics
 from bidir_core.runs.writer import RunWriter
 
 TEXTS = ("a", "naïve", "日本語 とても", "four plain words here", "Ω", "ß ß ß ß ß ß")

@@ -17,10 +17,17 @@ from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.evaluate import evaluate
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.explain.sweep_points import LabConfig
-from bidir_core.jobs import Job, history
+from bidir_core.jobs import Job
 from bidir_core.jobs.cost_model import shape_of, work_of
-from bidir_core.jobs.estimate import duration, estimate
-from bidir_core.jobs.history import Measured
+from bidir_core.jobs.estimate import (
+    Measured,
+    duration,
+    estimate,
+    history,
+    measured,
+    peak_bytes,
+    start_seconds,
+)
 from bidir_core.jobs.pipeline_config import PipelineConfig, plan
 from bidir_core.runs.run import Run
 from bidir_core.train.config import FinetuneConfig
@@ -139,17 +146,17 @@ def test_finished_runs_say_how_fast_it_goes_and_how_far_off_that_is(config):
 def test_runs_of_another_machine_or_unfinished_ones_do_not_count(tmp_path):
     cost = {"seconds": 10.0, "computed_tokens": 20_000, "device": "cpu"}
     run = timed_run(tmp_path, **cost)
-    (known,) = history.history([run])
+    (known,) = history([run])
     n_operations = known.rate * 10
     assert 20_000 * 2 * 106e6 < n_operations < 20_000 * 3 * 135e6
     status = json.loads((run.path / "status.json").read_text())
     write_json(run.path / "status.json", {**status, "host": "elsewhere"})
-    assert history.history([Run(run.path)]) == []
-    assert history.history([make_run(tmp_path, n_items=5, state="failed")]) == []
-    assert history.history([timed_run(tmp_path, **cost, shared_device=True)]) == []
+    assert history([Run(run.path)]) == []
+    assert history([make_run(tmp_path, n_items=5, state="failed")]) == []
+    assert history([timed_run(tmp_path, **cost, shared_device=True)]) == []
     modes = enumerate(("none", False, "default", True))  # a compiled fine-tune is work of its own
     tunes = [make_finetune(tmp_path, seed=seed, compile=mode) for seed, mode in modes]
-    works = [history.measured(run).work for run in tunes]
+    works = [measured(run).work for run in tunes]
     assert works == ["full 3B"] * 2 + ["full 3B compiled default"] * 2
 
 
@@ -189,9 +196,9 @@ def test_finished_jobs_say_what_they_took_besides_computing(tmp_path):
     job = Job(**facts)
     job.folder.mkdir()
     (job.folder / "runs.txt").write_text(f"{run.path}\n")
-    assert history.peak_bytes(job) == 5_000_000
-    assert history.start_seconds([job]) == pytest.approx(4)
-    assert history.start_seconds([replace(job, attempt=2)]) is None
+    assert peak_bytes(job) == 5_000_000
+    assert start_seconds([job]) == pytest.approx(4)
+    assert start_seconds([replace(job, attempt=2)]) is None
 
 
 # --- the model's size ----------------------------------------------------------------------------

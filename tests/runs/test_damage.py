@@ -19,7 +19,7 @@ import pytest
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import Damaged
-from bidir_core.jobs.history import measured
+from bidir_core.jobs.estimate import measured
 from bidir_core.report.report import build_report, write_report
 from bidir_core.runs import read
 from bidir_core.runs.curve import read_curve

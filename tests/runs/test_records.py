@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bidir_core.runs import records
-from bidir_core.runs.metrics import compute_metrics, outcomes
 from bidir_core.runs.records import make_record
+from bidir_core.runs.run import compute_metrics, outcomes
 from tests.factory import make_run
 
 pytestmark = pytest.mark.usefixtures("own_runs")

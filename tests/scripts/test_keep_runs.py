@@ -8,10 +8,9 @@ import pytest
 from bidir_core.analyse.compare import compare
 from bidir_core.cli import main
 from bidir_core.common.files import write_json
-from bidir_core.runs.find import find_run, list_runs
+from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import COMMITTED_RUNS
 from bidir_core.runs.records import LIGHT_FIELDS, SHARED_FOLDER
-from bidir_core.runs.run import Run
 from scripts import keep_runs
 from scripts.keep_runs import STEPS_A_NAT
 from tests.factory import make_run
@@ -110,24 +109,24 @@ def test_a_sweep_is_kept_with_its_points_rounded_once(tmp_path, items):
 # What compact records share stands once beside the runs, and readers see whole records
 
 
-def test_sharing_changes_no_record(tiny_folder, own_items, runs_dir):
+def test_sharing_changes_no_record(tiny_folder, own_items, runs_dir, tmp_path):
     words = ["--model", str(tiny_folder), "--tasks", str(own_items), "--compact"]
     for more in ([], ["--prefill-bidirectional"], ["--bos", "add"]):
         assert main(["eval", *words, *more]) == 0
-    before = {run.id: run.items_table(LIGHT_FIELDS) for run in list_runs([runs_dir])}
-    one = {run.id: run.item("mine", 1) for run in list_runs([runs_dir])}
-    keep_runs.main([str(runs_dir), "--share"])
-    names = {Run(run.path).config["texts"] for run in list_runs([runs_dir])}
-    assert len(names) == 2  # a BOS token changes the token counts
-    for run in list_runs([runs_dir]):
-        assert run.items_table(LIGHT_FIELDS).equals(before[run.id])
-        assert run.item("mine", 1) == one[run.id]
-    keep_runs.main([str(runs_dir), "--share"])  # again: nothing left to do
-    some = next(iter(before))
-    keep_runs.main([str(runs_dir), "--share", "--answers", some])
-    fewer = find_run(some, [runs_dir]).items_table(LIGHT_FIELDS)
-    assert fewer.column("ll").null_count == fewer.num_rows
-    assert fewer.column("correct").equals(before[some].column("correct"))
+    before = {run.id: run for run in list_runs([runs_dir])}
+    some, *others = before
+    kept_dir = tmp_path / "kept"
+    keep_runs.main([str(runs_dir), "--items", "*", "--answers", some, "--to", str(kept_dir)])
+    kept = {run.id: run for run in list_runs([kept_dir])}
+    assert (
+        len({run.config["texts"] for run in kept.values()}) == 2
+    )  # a BOS changes the token counts
+    exact = [name for name in LIGHT_FIELDS if name not in ("ll", "margin")]
+    for name, run in kept.items():
+        assert run.items_table(exact).equals(before[name].items_table(exact))
+        assert run.item("mine", 1)["gold"] == before[name].item("mine", 1)["gold"]
+    scored = {name: run.items_table(["ll"]).column("ll").null_count for name, run in kept.items()}
+    assert scored == {some: kept[some].metrics["n_items"], **dict.fromkeys(others, 0)}
 
 
 def test_committed_runs_stay_small():

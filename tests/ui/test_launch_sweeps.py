@@ -8,8 +8,7 @@ import pytest
 
 from bidir_core import jobs
 from bidir_core.explain.sweep_points import ORDER_PRESET_TASKS, LabConfig, planned_points
-from bidir_core.jobs.estimate import estimate, layers_of
-from bidir_core.jobs.history import Measured
+from bidir_core.jobs.estimate import Measured, estimate, layers_of
 from bidir_core.jobs.pipeline_config import PUBLISHED
 from bidir_core.jobs.queue import _run_to_resume
 from bidir_core.runs.writer import RunWriter
