@@ -22,7 +22,7 @@ from bidir_core.data.tasks import load_items, load_items_by_id, task_names
 from bidir_core.evaluate.evaluate import as_recorded, regime_warning
 from bidir_core.explain import attend_files as files
 from bidir_core.explain import lab_run
-from bidir_core.explain.attend_config import AttendConfig
+from bidir_core.explain.configs import AttendConfig
 from bidir_core.explain.observe import observe, observe_one, off_scoring, passage_of
 from bidir_core.models import loading
 from bidir_core.models.loading import LoadedModel, Preflight

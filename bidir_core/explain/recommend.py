@@ -43,13 +43,8 @@ from bidir_core.data.tasks import load_items
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.explain import lab_run
 from bidir_core.explain.attend import mean_interval
+from bidir_core.explain.configs import PROMPTS_PER_TASK, RecommendConfig, recommendation
 from bidir_core.explain.controls import same_prompts
-from bidir_core.explain.recommend_config import (
-    KIND,
-    PROMPTS_PER_TASK,
-    RecommendConfig,
-    sentence,
-)
 from bidir_core.explain.recommend_measure import PromptMeasures, measure, n_passes
 from bidir_core.explain.sweep_points import SINK, open_from
 from bidir_core.models import loading
@@ -60,6 +55,7 @@ from bidir_core.runs.layout import check_new_run, runs_roots
 from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
 
+KIND = "recommend"  # of its runs
 # Nats; a ratio of norms; a share of attention; a share of the KL.
 THRESHOLDS = {"kl": 0.02, "outlier": 10.0, "attention": 0.3, "share": 0.1}
 
@@ -199,7 +195,7 @@ def _encode(
                 f"prompt {prompt.source} ({prompt.text[:40]!r}) is {n_tokens} token long: it has no "
                 "later token to look ahead at; leave it out"
             )
-        if n_tokens + config.positions - 1 > plan.max_length:
+        if n_tokens > plan.max_length:
             raise UserError(
                 f"prompt {prompt.source} has {n_tokens} tokens and the model's window holds "
                 f"{plan.max_length}; shorten it (nothing is truncated)"
@@ -221,10 +217,7 @@ def _write(
         started = time.monotonic()
         total = len(ids) * n_passes(loaded.n_layers)
         progress = Progress(total, unit="pass", title="recommend", report=writer.heartbeat)
-        positions, budget = config.positions, config.batch_tokens
-        measured = measure(
-            loaded, ids, positions=positions, batch_tokens=budget, advance=progress.advance
-        )
+        measured = measure(loaded, ids, batch_tokens=config.batch_tokens, advance=progress.advance)
         by_prompt: dict[int, PromptMeasures] = {}
         with open(writer.path / "prompts.jsonl", "w", encoding="utf-8") as lines:
             for index, measures in measured:
@@ -240,8 +233,7 @@ def _write(
         for line in terminal_lines(result):
             log.info("%s", line)
         counts = {"n_prompts": len(ids), "n_prompt_tokens": sum(map(len, ids))}
-        metrics = {**counts, "positions": positions, **result}
-        lab_run.end(writer, loaded, metrics, started=started)
+        lab_run.end(writer, loaded, {**counts, **result}, started=started)
 
 
 def _line(prompt: Prompt, measures: PromptMeasures) -> dict[str, Any]:
@@ -304,9 +296,8 @@ def summarise(measures: Sequence[PromptMeasures]) -> dict[str, Any]:
             # Of a difference that is next to nothing a share would mean nothing.
             "share_of_kl_removed": _rounded(1 - sink_kl.mean() / means[0]) if matters else None,
         },
-        "above_again": [a for a in range(best, n_layers) if means[a] >= THRESHOLDS["kl"]],
     }
-    return {**result, "sentence": sentence(result)}
+    return {**result, "sentence": recommendation(result)}
 
 
 def _first_below(means: np.ndarray, limit: float) -> int:
@@ -339,8 +330,6 @@ def terminal_lines(result: dict[str, Any]) -> list[str]:
     for name in ("outlier", "attention", "share"):
         value = result["predictions"][name]
         lines.append(f"by {name}: {'no layer' if value is None else f'A = {value}'}")
-    if result["above_again"]:
-        lines.append(f"the KL is above the threshold again at A = {result['above_again']}")
     return [*lines, result["sentence"]]
 
 

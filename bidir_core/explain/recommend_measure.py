@@ -61,25 +61,22 @@ def measure(
     loaded: LoadedModel,
     prompts: Sequence[np.ndarray],
     *,
-    positions: int = 1,
     batch_tokens: int | None = None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Iterator[tuple[int, PromptMeasures]]:
     """Each prompt's measures with its index, shortest prompts first.
 
-    ``prompts``: token ids, int64 ``[n_tokens]``. ``positions``: how many next-token distributions
-    are compared, the first behind the prompt, each further one behind one more token of causal's
-    greedy continuation. ``advance`` is told of every prompt's every pass. Raises UserError when
-    memory runs out.
+    ``prompts``: token ids, int64 ``[n_tokens]``. ``advance`` is told of every prompt's every pass.
+    Raises UserError when memory runs out.
     """
     model = _Model(loaded)
     budget = batch_tokens or BATCH_TOKENS.get(loaded.device.type, 256)
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    lengths = [len(ids) + positions - 1 for ids in prompts]
+    lengths = [len(ids) for ids in prompts]
     for batch in _batches(order, lengths, budget, rope_switch(loaded.model.config)):
         try:
             with torch.inference_mode(), without_plans(loaded.device):
-                measures = model.measure([prompts[i] for i in batch], positions, advance)
+                measures = model.measure([prompts[i] for i in batch], advance)
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"out of memory on {len(batch)} prompts of up to {len(prompts[batch[-1]])} tokens; "
@@ -118,33 +115,28 @@ class _Model:
         self.shares = not getattr(text, "num_kv_shared_layers", 0)
 
     def measure(
-        self, prompts: Sequence[np.ndarray], positions: int, advance: Callable[[int], None]
+        self, prompts: Sequence[np.ndarray], advance: Callable[[int], None]
     ) -> list[PromptMeasures]:
         """The measures of one batch, in its order."""
         n_layers, n = self.loaded.n_layers, len(prompts)
         rows = [torch.from_numpy(ids) for ids in prompts]
         n_prompt = torch.tensor([len(ids) for ids in rows])
-        for _ in range(positions - 1):  # teacher-forced: every regime reads causal's own tokens
-            ids, layout = self._padded(rows, n_prompt)
-            last = torch.tensor([[len(row) - 1] for row in rows])
-            token = self._logits(ids, layout, CAUSAL, last)[:, 0].argmax(-1).cpu()
-            rows = [torch.cat([row, token[i : i + 1]]) for i, row in enumerate(rows)]
-        ids, layout = self._padded(rows, n_prompt)
-        predicting = n_prompt[:, None] - 1 + torch.arange(positions)  # the tokens that predict
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.loaded.device)
+        layout = Layout.pad([(len(row), len(row)) for row in rows]).to(self.loaded.device)
         outputs: list[Any] = []
         ratios: list[np.ndarray] = []
         with self._recording(outputs, ratios, n_prompt):
-            causal = self._logits(ids, layout, CAUSAL, predicting).log_softmax(-1)
+            causal = self._logits(ids, layout, CAUSAL, n_prompt).log_softmax(-1)
         advance(n)
         kl, agrees = np.zeros((n, n_layers + 1)), np.ones((n, n_layers + 1))  # at L it is causal
         for first in range(n_layers):
             # Layers below hand out what they gave before instead of computing it again.
             below = zip(self.layers[: first if self.shares else 0], outputs)
             with replaced_forwards({layer: partial(_recorded, output) for layer, output in below}):
-                logits = self._logits(ids, layout, open_from(first), predicting)
+                logits = self._logits(ids, layout, open_from(first), n_prompt)
             kl[:, first], agrees[:, first] = _distance(causal, logits)
             advance(n)
-        sink_kl, sink_agrees = _distance(causal, self._logits(ids, layout, SINK, predicting))
+        sink_kl, sink_agrees = _distance(causal, self._logits(ids, layout, SINK, n_prompt))
         advance(n)
         attention = self._attention_to_first(ids, layout, n_prompt)
         advance(n)
@@ -162,25 +154,16 @@ class _Model:
             for i in range(n)
         ]
 
-    def _padded(
-        self, rows: Sequence[torch.Tensor], n_prompt: torch.Tensor
-    ) -> tuple[torch.Tensor, Layout]:
-        ids = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-        lengths = [(int(prefix), len(row)) for prefix, row in zip(n_prompt, rows, strict=True)]
-        device = self.loaded.device
-        return ids.to(device), Layout.pad(lengths).to(device)
-
     def _logits(
-        self, ids: torch.Tensor, layout: Layout, regime: Regime, positions: torch.Tensor
+        self, ids: torch.Tensor, layout: Layout, regime: Regime, n_prompt: torch.Tensor
     ) -> torch.Tensor:
-        """float32 ``[prompt, position, vocabulary]`` at ``positions`` ``[prompt, position]``."""
-        starts = torch.arange(len(positions))[:, None] * ids.shape[1]
-        rows = (starts + positions).flatten().to(ids.device)
+        """float32 ``[prompt, vocabulary]`` behind each prompt's last token."""
+        rows = (torch.arange(len(ids)) * ids.shape[1] + n_prompt - 1).to(ids.device)
         with self.loaded.handle.use(regime, layout), gather_before_head(self.loaded.model, rows):
             logits = self.loaded.model(
                 input_ids=ids, position_ids=layout.position, use_cache=False
             ).logits
-        return logits.float().view(*positions.shape, -1)
+        return logits.float().view(len(ids), -1)
 
     @contextmanager
     def _recording(
@@ -223,14 +206,12 @@ def _recorded(output: Any, *_: Any, **__: Any) -> Any:
 
 
 def _distance(causal: torch.Tensor, logits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """KL(causal || other) in nats and top-1 agreement, each ``[prompt]``: means over positions.
-
-    ``causal``: log-probabilities, ``logits``: the other's, both ``[prompt, position, vocabulary]``.
-    """
+    """KL(causal || other) in nats and top-1 agreement, each ``[prompt]``, from causal's
+    log-probabilities and the other's logits, both ``[prompt, vocabulary]``."""
     other = logits.log_softmax(-1)
     kl = (causal.exp() * (causal - other)).sum(-1).clamp(min=0)  # rounding may fall below 0
     agrees = (causal.argmax(-1) == other.argmax(-1)).float()
-    return kl.mean(-1).cpu().double().numpy(), agrees.mean(-1).cpu().double().numpy()
+    return kl.cpu().double().numpy(), agrees.cpu().double().numpy()
 
 
 def _first_over_median(hidden: torch.Tensor, n_prompt: torch.Tensor) -> np.ndarray:

@@ -27,8 +27,8 @@ from bidir_core.data.tasks import load_items_by_id, name_of
 from bidir_core.evaluate import evaluate
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.explain import lab_run
+from bidir_core.explain.configs import RESULT, WhyConfig
 from bidir_core.explain.variants import Rule, VariantScorer
-from bidir_core.explain.why_config import KIND, RESULT, WhyConfig
 from bidir_core.explain.why_search import Measure, investigate, short
 from bidir_core.models import loading
 from bidir_core.models.loading import LoadedModel
@@ -228,7 +228,7 @@ def explain(config: WhyConfig) -> Path:
     loaded = loading.load_weights(plan)
     writer = lab_run.begin(
         config,
-        KIND,
+        "why",
         loaded,
         [encoded.item],
         name=config.folder_name,

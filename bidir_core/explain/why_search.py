@@ -16,8 +16,8 @@ from bidir_core.common.errors import UserError
 from bidir_core.data.encoding import EncodedItem, Encoder, Tokens, check_lengths
 from bidir_core.data.items import Item, choice_lengths
 from bidir_core.evaluate.scoring import score_one
+from bidir_core.explain.configs import MAX_TOKEN_SPANS
 from bidir_core.explain.variants import Rule, Variant, VariantScorer
-from bidir_core.explain.why_config import MAX_TOKEN_SPANS
 from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import CAUSAL, Regime
 

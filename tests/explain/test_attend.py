@@ -15,7 +15,7 @@ from bidir_core.evaluate.scoring import score_one
 from bidir_core.explain import attend as attending
 from bidir_core.explain import attend_files as files
 from bidir_core.explain.attend import attend, mean_interval
-from bidir_core.explain.attend_config import AttendConfig
+from bidir_core.explain.configs import AttendConfig
 from bidir_core.explain.observe import Passage, observe
 from bidir_core.models.families import WINDOW, tiny_loaded
 from bidir_core.models.layout import Layout
