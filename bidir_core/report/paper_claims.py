@@ -6,23 +6,16 @@ A status is computed, never written: ``supported``, ``refuted`` or ``undecided``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from bidir_core.analyse import stats
-from bidir_core.analyse.contrasts import (
-    Contrast,
-    TaskDelta,
-    task_accuracy,
-)
+from bidir_core.analyse.contrasts import Contrast, TaskDelta
 from bidir_core.analyse.judgement import Findings
-from bidir_core.analyse.pairing import Metric
 from bidir_core.analyse.study import CAUSAL, Arm, Cell
 from bidir_core.analyse.verdict import Verdict
 from bidir_core.report.markdown import Column, Table
-from bidir_core.runs.curve import read_curve
-from bidir_core.runs.run import Run
 
 Status = Literal["supported", "undecided", "refuted"]
 Wanted = Literal["lower", "higher", "not lower"]
@@ -151,7 +144,7 @@ def _of_contrast(
         values | _ends(source.interval),
         test,
         tuple(dict.fromkeys(run for pair in contrast.runs for run in pair)),
-        tuple(dict.fromkeys(_cautions(numbers, contrast, row))),
+        (*_fold_caution(numbers), *contrast.notes),
         source.interval,
     )
 
@@ -168,17 +161,7 @@ def _interaction(numbers: Findings, arm: Arm) -> Claim:
         cells = [study.runs(arm, regime), study.runs(arm, CAUSAL)]
         runs = tuple(run.id for by_seed in cells for run in by_seed.values())
         quantity, reason = "interaction with the control", f"not tested: {interaction}"
-        return Claim(
-            statement,
-            "undecided",
-            reason,
-            quantity,
-            {},
-            INTERACTION,
-            runs,
-            cautions=(),
-            interval=None,
-        )
+        return Claim(statement, "undecided", reason, quantity, {}, INTERACTION, runs, (), None)
     estimate = interaction.effect.estimate
     return Claim(
         statement,
@@ -188,54 +171,16 @@ def _interaction(numbers: Findings, arm: Arm) -> Claim:
         {"difference": estimate.value} | _ends(estimate),
         INTERACTION,
         tuple(dict.fromkeys(run for ids in interaction.runs for run in ids)),
-        (*_training_cautions(numbers, len(interaction.effect.per_seed)), *_fold_cautions(numbers)),
+        _fold_caution(numbers),
         estimate,
     )
 
 
-# What a reader of a claim must know besides its status.
-
-
-def _cautions(numbers: Findings, contrast: Contrast, row: TaskDelta | None) -> Iterator[str]:
-    yield from _fold_cautions(numbers)
-    yield from contrast.notes
-    by_id = {run.id: run for run in numbers.study.all_runs}
-    first, second = (by_id[run] for run in contrast.runs[0])
-    if any(run.settings.get("checkpoint") is not None for run in (first, second)):
-        yield from _training_cautions(numbers, contrast.n_seeds)
-    if row is not None and not above_chance(first, row.task, numbers.metric):
-        yield (
-            "the first run is not separable from chance on this task, so there is little that "
-            "could be lost"
-        )
-
-
-def _fold_cautions(numbers: Findings) -> Iterator[str]:
-    if numbers.study.some_run.settings.get("fold") == "explore":
-        yield "explore fold: for choosing recipes; a claim needs the confirm fold"
-
-
-def _training_cautions(numbers: Findings, n_seeds: int) -> Iterator[str]:
-    if n_seeds < 2:
-        yield "one training run an arm: the interval knows nothing of the spread over seeds"
-    study = numbers.study
-    runs = [run for by_seed in study.finetunes.values() for run in by_seed.values()]
-    watched = any("evals" in line for run in runs for line in read_curve(run.path))
-    if watched and study.some_run.settings.get("fold") == "all":
-        yield (
-            "all items: among them the explore fold, on which training was watched; the confirm "
-            "fold would be free of that"
-        )
-
-
-def above_chance(run: Run, task: str, metric: Metric) -> bool:
-    """Whether the task's accuracy leaves chance outside its 95 % interval."""
-    row = ((run.metrics or {}).get("tasks") or {}).get(task) or {}
-    accuracy, chance, n = task_accuracy(run, task, metric), row.get("chance"), row.get("n")
-    if accuracy is None or chance is None or not n:
-        return True  # nothing speaks against it
-    level = stats.accuracy(accuracy, n)
-    return not level.low <= chance <= level.high
+def _fold_caution(numbers: Findings) -> tuple[str, ...]:
+    """What a reader of a claim must know besides its status."""
+    if numbers.study.some_run.settings.get("fold") != "explore":
+        return ()
+    return ("explore fold: for choosing recipes; a claim needs the confirm fold",)
 
 
 def _ends(interval: stats.Estimate | None) -> dict[str, float]:
