@@ -10,7 +10,6 @@ A killed sweep goes on with the points that are not complete, and within the one
 
 from __future__ import annotations
 
-import logging
 import sys
 import textwrap
 import time
@@ -153,8 +152,7 @@ def _run(writer: RunWriter, prompts: Prompts, points: Sequence[Point], loaded: L
             title = f"[{number}/{len(points)}] {point.regime}"
             writer.heartbeat(progress.done, progress.total, point=title)
             _run_point(writer, prompts, point, run, loaded, title, progress)
-            if number < len(points):
-                _log_seconds_left(log, progress, number, len(points), started, sum(before))
+            log.info("%d of %d points done", number, len(points))
         if prompts.config.controls:
             measure_attention(writer.path, prompts, loaded)
         metrics = summarise_sweep(Run(writer.path))
@@ -219,14 +217,6 @@ def _texts_name(condition: Condition, usual: Condition) -> str:
     return f"texts_{Point('causal', condition).slug(usual).removeprefix('causal_')}.parquet"
 
 
-def _log_seconds_left(
-    log: logging.Logger, progress: Progress, number: int, total: int, started: float, before: int
-) -> None:
-    n_new = progress.done - before
-    seconds_left = (progress.total - progress.done) * (time.monotonic() - started) / max(n_new, 1)
-    log.info("%d of %d points done, about %.0f s left", number, total, seconds_left)
-
-
 # The end of a sweep for the terminal: its points, its controls, and the verdict last.
 
 FINDING_WIDTH = 72  # characters of a control's finding in a line
@@ -236,8 +226,6 @@ NO_BREAK = "\N{NO-BREAK SPACE}"
 def lines(metrics: Mapping[str, Any]) -> list[str]:
     """A finished sweep's ``metrics.json`` in words; what an earlier version lacks is left out."""
     text = _points(metrics.get("points") or [])
-    for kind, chosen in ((metrics.get("best_of_dials") or {}).get("acc") or {}).items():
-        text.append(f"of {kind}: {chosen['sentence']}")
     arms = ((metrics.get("orders") or {}).get("acc") or {}).items()
     text += order_text({family: list(map(OrderArm.from_json, stored)) for family, stored in arms})
     text += _controls(metrics.get("controls") or [])

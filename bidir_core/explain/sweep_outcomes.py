@@ -78,27 +78,16 @@ class Outcomes:
         deltas = [stats.paired_interval(table, confidence=confidence) for table in tables]
         return stats.macro_delta(deltas) if deltas else None
 
-    def judged(
-        self,
-        first: str,
-        second: str,
-        half: str | None = None,
-        *,
-        confidence: float = stats.CONFIDENCE,
-    ) -> Judgement | None:
+    def judged(self, first: str, second: str, half: str | None = None) -> Judgement | None:
         """What that difference allows to be said, as ``compare`` says it: of one task alone, by its
         exact test too."""
-        delta = self.delta(first, second, half, confidence=confidence)
+        delta = self.delta(first, second, half)
         if delta is None:
             return None
         tables = self.tables(first, second, half)
         if len(tables) > 1:
             return judge(delta)
-        p_value = stats.mcnemar_exact(tables[0].broken, tables[0].fixed)
-        # Of several intervals that hold together each has a higher confidence: Bonferroni's.
-        n_together = (1 - stats.CONFIDENCE) / (1 - confidence)
-        adjusted = [min(1.0, p_value * n_together)] if confidence > stats.CONFIDENCE else []
-        return judge(delta, p_values=[p_value], p_adjusted=adjusted)
+        return judge(delta, p_values=[stats.mcnemar_exact(tables[0].broken, tables[0].fixed)])
 
     def removed(
         self,
@@ -153,7 +142,7 @@ class Sweep:
         self.runs = {slug: Run(folder / slug) for slug in by_slug}
         self.points = {slug: p for slug, p in by_slug.items() if self.runs[slug].state == "done"}
         self._outcomes: dict[tuple[Condition, str], Outcomes] = {}
-        self._numbers: dict[tuple[str, str, str | None, float], dict[str, Any]] = {}
+        self._numbers: dict[tuple[str, str, str | None], dict[str, Any]] = {}
 
     def slug_of(self, regime: str, condition: Condition, patch: str | None = None) -> str | None:
         """The finished point of this kind, or None."""
@@ -171,23 +160,14 @@ class Sweep:
             self._outcomes[key] = outcomes(self.runs[causal], runs, metric)
         return self._outcomes[key]
 
-    def numbers(
-        self,
-        slug: str,
-        metric: str,
-        half: str | None = None,
-        *,
-        confidence: float = stats.CONFIDENCE,
-    ) -> dict[str, Any]:
+    def numbers(self, slug: str, metric: str, half: str | None = None) -> dict[str, Any]:
         """A point's accuracy, its difference to causal, and the share of damage it removes."""
-        key = (slug, metric, half, confidence)
+        key = (slug, metric, half)
         if key not in self._numbers:  # verdicts ask for the same bootstrap again
-            self._numbers[key] = self._compute(slug, metric, half, confidence)
+            self._numbers[key] = self._compute(slug, metric, half)
         return self._numbers[key]
 
-    def _compute(
-        self, slug: str, metric: str, half: str | None, confidence: float
-    ) -> dict[str, Any]:
+    def _compute(self, slug: str, metric: str, half: str | None) -> dict[str, Any]:
         point = self.points[slug]
         outcomes = self.outcomes(point.condition, metric)
         causal = self.slug_of(str(CAUSAL), point.condition)
@@ -198,14 +178,14 @@ class Sweep:
         numbers["value"] = _number(outcomes.accuracy(slug, half))
         numbers["half_width"] = _half_width(outcomes, slug, half)
         if slug != causal:
-            judged = outcomes.judged(causal, slug, half, confidence=confidence)
+            judged = outcomes.judged(causal, slug, half)
             if judged is not None and judged.estimate is not None:
                 numbers["delta"] = asdict(judged.estimate) | {
                     "p_value": next(iter(judged.p_values), None),
                     "verdict": JSON_WORDS[judged.verdict],
                 }
             if plain is not None and slug != plain:
-                share = outcomes.removed(causal, plain, slug, half, confidence=confidence)
+                share = outcomes.removed(causal, plain, slug, half)
                 numbers["removed"] = share and asdict(share)
         return numbers
 
@@ -225,33 +205,31 @@ def _number(value: float) -> float | None:
 
 # The same in words.
 
-CI = "95 % CI"
 
-
-def removes(numbers: Mapping[str, Any], *, s: str = "s", interval: str = CI) -> str:
+def removes(numbers: Mapping[str, Any], *, s: str = "s") -> str:
     """``removes 103 % of the damage (95 % CI 71 to 140 %, n = 1,150)``, or what else can be said.
 
     ``s``: the verb's ending, none in the plural.
     """
     share, delta = numbers["removed"], numbers["delta"]
     if share and share["value"] is not None:
-        return f"remove{s} {share_text(share, interval=interval)}"
+        return f"remove{s} {share_text(share)}"
     if delta:
-        return f"differ{s} from causal by {points_text(delta, interval=interval)}{no_share(share)}"
+        return f"differ{s} from causal by {points_text(delta)}{no_share(share)}"
     return f"{'has' if s else 'have'} no causal run to compare with"
 
 
-def share_text(share: Mapping[str, Any], *, interval: str = CI) -> str:
+def share_text(share: Mapping[str, Any]) -> str:
     value, low, high = (percent(share[end]) for end in ("value", "low", "high"))
     n = formatting.count(share["n"])
-    return f"{value} % of the damage ({interval} {low} to {high} %, n = {n})"
+    return f"{value} % of the damage (95 % CI {low} to {high} %, n = {n})"
 
 
-def points_text(delta: Mapping[str, Any], *, interval: str = CI) -> str:
+def points_text(delta: Mapping[str, Any]) -> str:
     value, low, high = (
         formatting.points(delta[end], signed=True) for end in ("value", "low", "high")
     )
-    return f"{value} points ({interval} {low} to {high}, n = {formatting.count(delta['n'])})"
+    return f"{value} points (95 % CI {low} to {high}, n = {formatting.count(delta['n'])})"
 
 
 def percent(share: float) -> str:

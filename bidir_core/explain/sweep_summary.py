@@ -1,25 +1,23 @@
 """A sweep's summary: its points, its best one and what that verdict is worth, law and controls.
 
-The best point, of the sweep and of each dial, is chosen on one half of the items and judged on the
+The best point is chosen on one half of the items and judged on the
 other. For any point that a reader picks, numbers are exploratory.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from bidir_core.analyse import stats
 from bidir_core.analyse.order_effects import order_arms
 from bidir_core.analyse.pairing import METRICS
 from bidir_core.explain import law
 from bidir_core.explain.controls import judge
-from bidir_core.explain.sweep_outcomes import CI, Outcomes, Sweep, removes
+from bidir_core.explain.sweep_outcomes import Outcomes, Sweep, removes
 from bidir_core.regimes import CAUSAL
 from bidir_core.runs.run import Run
 
@@ -43,7 +41,6 @@ def summarise_sweep(run: Run) -> dict[str, Any]:
         "n_items": max((point["n"] for point in points), default=0),
         "points": points,
         "best": {metric: best(sweep, metric) for metric in METRICS},
-        "best_of_dials": {metric: best_of_dials(sweep, metric) for metric in METRICS},
         "law": {metric: law.summary(sweep, metric) for metric in METRICS},
         "orders": {metric: orders(sweep, metric) for metric in METRICS},
         "controls": judge(sweep) if run.settings.get("controls") else [],
@@ -69,20 +66,14 @@ def orders(sweep: Sweep, metric: str) -> dict[str, list[dict[str, Any]]]:
     return {family: list(map(asdict, family_arms)) for family, family_arms in arms.items()}
 
 
-def candidates(sweep: Sweep) -> dict[str, list[str]]:
-    """The swept points by the dials they turn, e.g. ``sink`` or ``sink, lambda``."""
-    by_dials: dict[str, list[str]] = {}
-    for slug, point in sweep.points.items():
-        is_swept = point.condition == sweep.usual and point.patch is None and point.part == "sweep"
-        dials = re.findall(r"([a-z]+)=", point.regime)
-        if is_swept and dials:
-            by_dials.setdefault(", ".join(dials), []).append(slug)
-    return by_dials
-
-
-def best(sweep: Sweep, metric: str, among: Sequence[str] | None = None) -> dict[str, Any] | None:
-    """The point with the highest accuracy on ``explore`` and what ``confirm`` says of it."""
-    slugs = among or [slug for slugs in candidates(sweep).values() for slug in slugs]
+def best(sweep: Sweep, metric: str) -> dict[str, Any] | None:
+    """The swept point with the highest accuracy on ``explore`` and what ``confirm`` says of it."""
+    slugs = [
+        slug
+        for slug, point in sweep.points.items()
+        if (point.condition, point.patch, point.part) == (sweep.usual, None, "sweep")
+        and "=" in point.regime
+    ]
     outcomes = sweep.outcomes(sweep.usual, metric)
     if outcomes is None or not slugs:
         return None
@@ -101,33 +92,6 @@ def best(sweep: Sweep, metric: str, among: Sequence[str] | None = None) -> dict[
         "confirm" if halved else "same_items": numbers,
         "sentence": best_sentence(sweep.points[slug].regime, numbers, len(slugs), halved),
     }
-
-
-def best_of_dials(sweep: Sweep, metric: str) -> dict[str, dict[str, Any]]:
-    """The best point of each kind of point, where there are several kinds, judged as a family.
-
-    Beside what :func:`best` says of each: ``simultaneous``, its numbers with intervals that hold
-    for all of the family together (Bonferroni's), and ``family``: how many it has, and each
-    interval's confidence.
-    """
-    kinds = candidates(sweep)
-    if len(kinds) < 2:
-        return {}
-    by_kind = {kind: best(sweep, metric, slugs) for kind, slugs in kinds.items()}
-    choices = {kind: choice for kind, choice in by_kind.items() if choice is not None}
-    outcomes = sweep.outcomes(sweep.usual, metric)
-    if not choices or outcomes is None:
-        return {}
-    _, half = halves(sweep, outcomes)
-    confidence = 1 - stats.ALPHA / len(choices)
-    for choice in choices.values():
-        choice["family"] = {"n": len(choices), "confidence": confidence}
-        numbers = sweep.numbers(choice["slug"], metric, half, confidence=confidence)
-        choice["simultaneous"] = numbers
-        choice["sentence"] = best_sentence(
-            choice["regime"], numbers, choice["n_candidates"], half is not None, len(choices)
-        )
-    return choices
 
 
 def halves(sweep: Sweep, outcomes: Outcomes) -> tuple[str | None, str | None]:
@@ -153,9 +117,8 @@ def best_sentence(
     numbers: Mapping[str, Any],
     n_candidates: int,
     halved: bool,
-    n_dials: int = 1,
 ) -> str:
-    """The verdict on the best point, and on which items and how many questions it rests."""
+    """The verdict on the best point, and on which items it rests."""
     if halved:
         basis = (
             f"Chosen as the best of {n_candidates} on the explore half, judged on the confirm half"
@@ -164,17 +127,14 @@ def best_sentence(
             basis = "Judged on the confirm half"
     else:
         basis = f"Exploratory: the best of {n_candidates} on these same items"
-    if n_dials > 1:
-        basis += f"; the interval holds for all {n_dials} dials together"
-    return f"{removed_sentence(regime, numbers, simultaneous=n_dials > 1)}. {basis}."
+    return f"{removed_sentence(regime, numbers)}. {basis}."
 
 
-def removed_sentence(name: str, numbers: Mapping[str, Any], *, simultaneous: bool = False) -> str:
+def removed_sentence(name: str, numbers: Mapping[str, Any]) -> str:
     """``sink=1 removes 103 % of the damage (95 % CI 71 to 140 %, n = 1,150)``, and what the interval
     leaves open."""
     share = numbers["removed"]
-    interval = f"simultaneous {CI}" if simultaneous else CI
-    text = f"{name.removeprefix('bidirectional:')} {removes(numbers, interval=interval)}"
+    text = f"{name.removeprefix('bidirectional:')} {removes(numbers)}"
     if not share or share["value"] is None:
         return text
     if share["low"] <= 0 <= share["high"]:

@@ -136,36 +136,6 @@ def verdict(lab: Lab) -> None:
                 else ""
             )
         )
-    best_of_dials(lab)
-
-
-def best_of_dials(lab: Lab) -> None:
-    """The best point of each dial: several questions to the same items, judged together."""
-    kinds = (lab.found.get("best_of_dials") or {}).get(lab.metric) or {}
-    if len(kinds) < 2:
-        return
-    with st.expander("The best point of each dial"):
-        widgets.note(
-            f"{len(kinds)} dials ask the same items: intervals are simultaneous (Bonferroni, all "
-            "hold together 95 % of the time)."
-        )
-        rows = [
-            (
-                html.span("b-nowrap", kind),
-                _to_point(lab, best),
-                fmt.count(best["n_candidates"]),
-                fmt.tie(best["sentence"]),
-            )
-            for kind, best in kinds.items()
-        ]
-        head = ("Dial", "Best point", "Of", "In words")
-        html.show(widgets.table(head, rows, name=f"dials_{lab.info.id}", left=(0, 1, 3)))
-
-
-def _to_point(lab: Lab, best: dict[str, Any]) -> html.Html:
-    query = url.params(sweep=lab.info.id, point=best["slug"])
-    short = best["regime"].removeprefix("bidirectional:")
-    return widgets.link(short, "lab", query, cls="b-nowrap", title=best["regime"])
 
 
 def measure_box() -> str:
