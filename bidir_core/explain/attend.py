@@ -89,19 +89,12 @@ def read_items(config: AttendConfig) -> list[Item]:
         continuation = config.continuation or ""
         doc = {"prompt": config.prompt, "continuation": continuation}
         return [Item("prompt", 0, hash_doc(doc), 0, (config.prompt,), (continuation,))]
-    assert config.task is not None
     source: dict[str, Any] = {"split": config.split, "data_source": config.data_source}
-    if config.limit is not None:
-        source |= {"limit": config.limit, "sample": config.sample, "seed": config.seed}
-        return load_items(config.tasks, **source)
-    ids = [config.doc_id] if config.doc_id is not None else [int(i) for i in config.items]
-    items = load_items_by_id(config.task, ids, **source)
-    if config.choice is not None and not 0 <= config.choice < items[0].n_choices:
-        raise UserError(
-            f"--choice {config.choice}: {items[0].item_id} has choices 0 to "
-            f"{items[0].n_choices - 1}"
-        )
-    return items
+    if config.is_summary:
+        return load_items(config.tasks, limit=config.limit, **source)
+    assert config.task is not None
+    assert config.doc_id is not None
+    return load_items_by_id(config.task, [config.doc_id], **source)
 
 
 def _encode(
@@ -118,7 +111,7 @@ def _encode(
     for item in encoded:
         if item.error is not None and not config.is_summary:
             raise UserError(f"{_name(item)} cannot be observed: {item.error}")
-        chosen.append(_one_choice(item, config.choice, prompt_only))
+        chosen.append(_right_choice(item, prompt_only))
         n_tokens = len(chosen[-1].prefixes[0]) + len(chosen[-1].continuations[0])
         if item.error is None and n_tokens > plan.max_length:
             raise UserError(
@@ -128,8 +121,8 @@ def _encode(
     return chosen, bos_added
 
 
-def _one_choice(encoded: EncodedItem, choice: int | None, prompt_only: bool) -> EncodedItem:
-    choice = encoded.item.gold if choice is None else choice
+def _right_choice(encoded: EncodedItem, prompt_only: bool) -> EncodedItem:
+    choice = encoded.item.gold
     item = replace(
         encoded.item,
         gold=0,

@@ -47,7 +47,7 @@ MOST_REGIMES = 4  # in one picture
 
 @dataclass(frozen=True, kw_only=True)
 class AttendConfig(Reading):
-    """Whose attention to observe: an item, a prompt, or (``limit`` or ``items``) many items."""
+    """Whose attention to observe: an item, a prompt, or (with ``limit``) many items."""
 
     model: str = same_as(EvalConfig, "model")
     task: str | None = setting(
@@ -57,11 +57,6 @@ class AttendConfig(Reading):
         role="identity",
     )
     doc_id: int | None = setting(None, help="the item's number in its split", role="identity")
-    choice: int | None = setting(
-        None,
-        help="which choice follows the item's prefix (the right one if left out)",
-        role="identity",
-    )
     prompt: str | None = setting(None, help="your own prompt, instead of --task", role="identity")
     continuation: str | None = setting(
         None, help="what follows your own prompt; begin it with its space", role="identity"
@@ -69,11 +64,6 @@ class AttendConfig(Reading):
     limit: int | None = setting(
         None, help="average over this many items of each task", role="identity", metavar="N"
     )
-    items: tuple[str, ...] = setting(
-        (), help="average over these items of the task: comma-separated numbers", role="identity"
-    )
-    sample: str = same_as(EvalConfig, "sample")
-    seed: int = same_as(EvalConfig, "seed", help="for --sample random")
     regimes: tuple[str, ...] = setting(
         DEFAULT_REGIMES,
         help="the regimes, the first being what others are compared with",
@@ -98,7 +88,6 @@ class AttendConfig(Reading):
 
     def _check_what(self) -> None:
         """Exactly one thing to observe."""
-        ways = [self.doc_id is not None, self.limit is not None, bool(self.items)]
         if self.prompt is not None and self.task is not None:
             raise UserError("--task and --prompt are both given; give one of them")
         if self.prompt is None and self.task is None:
@@ -108,31 +97,24 @@ class AttendConfig(Reading):
         if self.prompt is not None:
             if not self.prompt.strip():
                 raise UserError("--prompt is empty; give at least one word")
-            if any(ways) or self.choice is not None:
+            if self.doc_id is not None or self.limit is not None:
                 raise UserError(
-                    "--doc-id, --choice, --limit and --items choose items of a task, and --prompt "
-                    "is a text of your own; leave one out"
+                    "--doc-id and --limit choose items of a task, and --prompt is a text of your own; "
+                    "leave one out"
                 )
             return
         if self.continuation is not None:
-            raise UserError("--continuation follows --prompt; of an item, name a --choice instead")
+            raise UserError("--continuation follows --prompt; an item has its own")
         if len(self.tasks) > 1 and self.limit is None:
             raise UserError(
                 f"--task names {len(self.tasks)} tasks; several go with --limit N (of each), and an "
                 "item's number with one"
             )
-        if sum(ways) != 1:
+        if (self.doc_id is None) == (self.limit is None):
             raise UserError(
-                "say which items of the task: exactly one of --doc-id I (one, in full), --limit N "
-                "and --items I,J,.. (many, averaged)"
+                "say which items of the task: exactly one of --doc-id I (one, in full) and --limit N "
+                "(the first N, averaged)"
             )
-        if self.is_summary and self.choice is not None:
-            raise UserError("--choice goes with --doc-id; averages take each item's right choice")
-        for number in self.items:
-            if not number.isdecimal():
-                raise UserError(
-                    f"--items: '{number[:40]}' is not an item's number; numbers are 0 up"
-                )
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -141,7 +123,7 @@ class AttendConfig(Reading):
 
     @property
     def is_summary(self) -> bool:
-        return self.limit is not None or bool(self.items)
+        return self.limit is not None
 
     @property
     def what(self) -> str:
@@ -151,7 +133,7 @@ class AttendConfig(Reading):
         if self.doc_id is not None:
             return f"{self.task}/{self.doc_id}"
         each = " each" if len(self.tasks) > 1 else ""
-        return f"{self.limit or len(self.items)} items{each} of {', '.join(self.tasks)}"
+        return f"{self.limit} items{each} of {', '.join(self.tasks)}"
 
 
 def absolute_tasks(task: str) -> str:

@@ -64,44 +64,38 @@ def measure(
     batch_tokens: int | None = None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Iterator[tuple[int, PromptMeasures]]:
-    """Each prompt's measures with its index, shortest prompts first.
+    """Each prompt's measures with its index, longest prompts first.
 
     ``prompts``: token ids, int64 ``[n_tokens]``. ``advance`` is told of every prompt's every pass.
     Raises UserError when memory runs out.
     """
     model = _Model(loaded)
     budget = batch_tokens or BATCH_TOKENS.get(loaded.device.type, 256)
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     lengths = [len(ids) for ids in prompts]
-    for batch in _batches(order, lengths, budget, rope_switch(loaded.model.config)):
+    for batch in _batches(lengths, budget, rope_switch(loaded.model.config)):
         try:
             with torch.inference_mode(), without_plans(loaded.device):
                 measures = model.measure([prompts[i] for i in batch], advance)
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"out of memory on {len(batch)} prompts of up to {len(prompts[batch[-1]])} tokens; "
+                f"out of memory on {len(batch)} prompts of up to {lengths[batch[0]]} tokens; "
                 "give a smaller --batch-tokens, or shorter prompts"
             ) from error
         yield from zip(batch, measures, strict=True)
 
 
-def _batches(
-    order: Sequence[int], lengths: Sequence[int], budget: int, switch: int | None
-) -> Iterator[list[int]]:
-    """Prompts in ``order`` (by length), as many as fit when padded to the longest.
+def _batches(lengths: Sequence[int], budget: int, switch: int | None) -> Iterator[list[int]]:
+    """Prompts of like length, the longest first, as many as fit when padded to the longest.
 
     Those longer than ``switch`` are apart, since they change how the whole batch is read.
     """
-    batch: list[int] = []
-    for index in order:
-        full = (len(batch) + 1) * lengths[index] > budget
-        crosses = switch is not None and batch and lengths[batch[0]] <= switch < lengths[index]
-        if batch and (full or crosses):
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    n_long = 0 if switch is None else sum(length > switch for length in lengths)
+    for group in (order[:n_long], order[n_long:]):
+        while group:
+            n = max(1, budget // lengths[group[0]])
+            yield group[:n]
+            group = group[n:]
 
 
 class _Model:

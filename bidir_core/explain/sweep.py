@@ -67,7 +67,7 @@ def run_lab(config: LabConfig) -> Path:
     """Run a sweep and return its folder. UserError on bad input, before anything is written."""
     check_new_run(config.runs_dir, config.name)
     plan = evaluate.preflight(config.evaluation(), CAUSAL)
-    regimes = expand(config.sweeps, plan.n_layers)
+    regimes = expand(config.sweep, plan.n_layers)
     prompts = Prompts(config, plan)
     items, _, bos_added = prompts.of(prompts.usual)
     controls, notes = _plan_controls(prompts) if config.controls else ([], [])

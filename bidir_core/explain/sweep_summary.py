@@ -15,9 +15,8 @@ import numpy as np
 
 from bidir_core.analyse.order_effects import order_arms
 from bidir_core.analyse.pairing import METRICS
-from bidir_core.explain import law
 from bidir_core.explain.controls import judge
-from bidir_core.explain.sweep_outcomes import Outcomes, Sweep, removes
+from bidir_core.explain.sweep_outcomes import Outcomes, Sweep, law_summary, removes
 from bidir_core.regimes import CAUSAL
 from bidir_core.runs.run import Run
 
@@ -41,7 +40,7 @@ def summarise_sweep(run: Run) -> dict[str, Any]:
         "n_items": max((point["n"] for point in points), default=0),
         "points": points,
         "best": {metric: best(sweep, metric) for metric in METRICS},
-        "law": {metric: law.summary(sweep, metric) for metric in METRICS},
+        "law": {metric: law_summary(sweep, metric) for metric in METRICS},
         "orders": {metric: orders(sweep, metric) for metric in METRICS},
         "controls": judge(sweep) if run.settings.get("controls") else [],
     }

@@ -21,12 +21,13 @@ from bidir_core.analyse.study import CAUSAL, ordered_cells
 from bidir_core.analyse.verdict import Judgement
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
-from bidir_core.report.paper_claims import METRICS
 from bidir_core.report.sections import Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+METRICS = {"acc": "accuracy", "acc_norm": "length-normalised accuracy"}
 
 GREY, BLUE, RED, GREEN, FAINT = "#5f5f5f", "#0072B2", "#D55E00", "#009E73", "#d0d0d0"
 

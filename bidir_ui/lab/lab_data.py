@@ -13,9 +13,8 @@ import streamlit as st
 
 from bidir_core.analyse.stats import Estimate
 from bidir_core.analyse.verdict import Judgement, judge
-from bidir_core.explain import law as laws
 from bidir_core.explain.controls import same_prompts
-from bidir_core.explain.sweep_outcomes import Sweep
+from bidir_core.explain.sweep_outcomes import Sweep, law_summary
 from bidir_core.explain.sweep_points import patch_words
 from bidir_core.explain.sweep_summary import removed_sentence, summarise_sweep
 from bidir_core.regimes import parse_regime
@@ -144,7 +143,7 @@ def law(lab: Lab) -> str:
 @st.cache_data(max_entries=16, show_spinner=False, hash_funcs=BY_CHANGE)
 def _law(info: RunInfo, metric: str) -> str:
     """The same of a sweep from before its law was kept with it."""
-    return (laws.summary(Sweep(Run(info.path)), metric) or {}).get("sentence", "")
+    return (law_summary(Sweep(Run(info.path)), metric) or {}).get("sentence", "")
 
 
 def measured(lab: Lab, slug: str, measure: str) -> tuple[float, float, float]:

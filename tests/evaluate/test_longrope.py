@@ -88,11 +88,8 @@ def test_what_is_patched_in_is_read_as_the_prompt_is() -> None:
 
 
 def test_prompts_on_both_sides_are_measured_apart() -> None:
-    assert list(recommend_measure._batches([0, 1, 2, 3], [5, 30, 41, 50], 1000, SWITCH)) == [
-        [0, 1],
-        [2, 3],
-    ]
-    assert list(recommend_measure._batches([0, 1], [30, 41], 1000, None)) == [[0, 1]]
+    assert list(recommend_measure._batches([5, 30, 41, 50], 1000, SWITCH)) == [[3, 2], [1, 0]]
+    assert list(recommend_measure._batches([30, 41], 1000, None)) == [[1, 0]]
 
 
 def test_where_the_switch_is() -> None:

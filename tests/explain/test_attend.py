@@ -305,8 +305,6 @@ def test_intervals_are_student_s():
         (("--task", "mine"), "say which items"),
         (("--task", "mine", "--doc-id", "60"), "row 60 is outside the 60 rows"),
         (("--task", "mine", "--doc-id", "1", "--limit", "2"), "exactly one of"),
-        (("--task", "mine", "--doc-id", "1", "--choice", "3"), "has choices 0 to 2"),
-        (("--task", "mine", "--items", "1,x"), "'x' is not an item's number"),
         (("--task", "nope", "--doc-id", "1"), "unknown task 'nope'"),
         (("--prompt", "a", "--bos", "maybe"), "choose one of auto, add, none"),
     ],
