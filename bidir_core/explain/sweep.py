@@ -35,7 +35,7 @@ from bidir_core.evaluate.scoring import ScoringPlan, auto_batch_tokens, plan_sco
 from bidir_core.explain import lab_run
 from bidir_core.explain.controls import OUTCOME_WORDS, STORY
 from bidir_core.explain.observe import observe, passage_of
-from bidir_core.explain.recommend import predict, predicted_regime
+from bidir_core.explain.recommend import predict
 from bidir_core.explain.sweep_outcomes import percent
 from bidir_core.explain.sweep_points import (
     ATTENTION_FILE,
@@ -48,6 +48,7 @@ from bidir_core.explain.sweep_points import (
     control_points,
     expand,
     lay_out,
+    predicted_regime,
     preset_points,
     preset_sweep,
 )

@@ -213,6 +213,17 @@ def open_from(first: int) -> Regime:
     return parse_regime(f"bidirectional:layers={first}-")
 
 
+def predicted_regime(prediction: Mapping[str, Any]) -> str:
+    """The regime that a recommendation's ``metrics.json`` predicts by the share of the KL that is
+    left; where that is not stated, by the KL itself.
+
+    The threshold in nats asks for nearly causal models, which leaves little to look ahead with.
+    """
+    predictions = prediction["predictions"]
+    first = predictions["kl"] if predictions["share"] is None else predictions["share"]
+    return str(open_from(min(first, prediction["n_layers"] - 1)))
+
+
 class Condition(NamedTuple):
     """How the prompt is made. Points compare within one condition only: others have other tokens."""
 

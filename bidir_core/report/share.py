@@ -26,12 +26,18 @@ from bidir_core.common.version import __version__
 from bidir_core.data.tasks import name_of
 from bidir_core.explain.configs import RESULT
 from bidir_core.report.charts import verdict_row
-from bidir_core.report.html_page import POLICY, inlined, template
+from bidir_core.report.html_page import (
+    POLICY,
+    FlipRow,
+    FlipTable,
+    flip_table,
+    inlined,
+    template,
+)
 from bidir_core.report.made_folder import MadeFolder
 from bidir_core.report.rows import Row as ChartRow
 from bidir_core.report.rows import interval_rows
 from bidir_core.report.scorecard import Cell, Row, answer, scorecard
-from bidir_core.report.top_flips import FlipRow, FlipTable, flip_table
 from bidir_core.runs.dials import COMMITTED, STRENGTHS, read_dials
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import runs_roots

@@ -10,9 +10,8 @@ from bidir_core.analyse import stats
 from bidir_core.analyse.order_effects import OrderArm, order_arms
 from bidir_core.cli import main
 from bidir_core.common.errors import UserError
-from bidir_core.explain.recommend import predicted_regime
 from bidir_core.explain.sweep_outcomes import Opened, hits, law_of, smallest_kept
-from bidir_core.explain.sweep_points import LabConfig, planned_points
+from bidir_core.explain.sweep_points import LabConfig, planned_points, predicted_regime
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import COMMITTED_RUNS
 from bidir_core.runs.run import Run

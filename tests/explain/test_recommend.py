@@ -11,8 +11,7 @@ from bidir_core.cli import main
 from bidir_core.data.items import Item
 from bidir_core.explain import recommend as recommend_module
 from bidir_core.explain.configs import RecommendConfig
-from bidir_core.explain.recommend import read_prompts, summarise
-from bidir_core.explain.recommend_measure import PromptMeasures, measure
+from bidir_core.explain.recommend import PromptMeasures, measure, read_prompts, summarise
 from bidir_core.models.families import tiny_loaded
 from bidir_core.models.layout import Layout
 from bidir_core.runs.run import Run
@@ -30,8 +29,7 @@ def some_prompts(*lengths: int) -> list[np.ndarray]:
 
 
 def measured(loaded, prompts, **options) -> list[PromptMeasures]:
-    by_prompt = dict(measure(loaded, prompts, **options))
-    return [by_prompt[i] for i in range(len(prompts))]
+    return measure(loaded, prompts, **options)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -86,7 +84,7 @@ def test_outliers_and_attention_are_found_where_they_were_planted():
 def made(kl, first_norm=(1, 1, 20, 30), to_first=(0.1, 0.4, 0.2, 0.5)) -> PromptMeasures:
     arrays = {"kl": np.array([*kl, 0.0]), "agrees": np.ones(len(kl) + 1)}
     arrays |= {"first_norm": np.array(first_norm), "to_first": np.array(to_first)}
-    return PromptMeasures(n_tokens=5, sink_kl=0.1, sink_agrees=1.0, **arrays)
+    return PromptMeasures(n_tokens=5, sink_kl=0.1, **arrays)
 
 
 def test_the_rule_is_the_stated_one():
