@@ -18,10 +18,9 @@ from bidir_core.common.settings import command_line, from_json, join_list, setti
 from bidir_core.data import item_texts
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.evaluate.config import EvalConfig
-from bidir_core.explain import recommend_config
-from bidir_core.explain.attend_config import AttendConfig
+from bidir_core.explain import configs
+from bidir_core.explain.configs import AttendConfig, WhyConfig
 from bidir_core.explain.sweep_points import LabConfig
-from bidir_core.explain.why_config import WhyConfig
 from bidir_core.jobs.progress import progress
 from bidir_core.regimes import BIDIRECTIONAL
 from bidir_core.report.charts import training_loss
@@ -44,7 +43,7 @@ CONFIGS: dict[str, type] = {
     "lab": LabConfig,
     "attend": AttendConfig,
     "why": WhyConfig,
-    "recommend": recommend_config.RecommendConfig,
+    "recommend": configs.RecommendConfig,
 }
 
 
@@ -77,7 +76,7 @@ def sentence(info: RunInfo) -> str:
         return f"Where {weights} looked, observed in one forward pass under each regime."
     if info.kind == "recommend":
         lead = f"A regime recommended for {weights} from prompts alone, without right answers"
-        return f"{lead}: {recommend_config.sentence(metrics)}." if info.is_done else f"{lead}."
+        return f"{lead}: {configs.recommendation(metrics)}." if info.is_done else f"{lead}."
     answered = f"{fmt.count(info.n_items)} items ({info.extent})" if info.n_items else info.extent
     acc = info.macro.get("acc")
     right = f"; {fmt.percent(acc)} right, mean over {len(info.tasks)} tasks" if acc else ""

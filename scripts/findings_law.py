@@ -10,8 +10,7 @@ import re
 from functools import cache
 
 from bidir_core.analyse.verdict import word
-from bidir_core.explain.law import Law, hits, law_of
-from bidir_core.explain.sweep_outcomes import Sweep, outcomes
+from bidir_core.explain.sweep_outcomes import Law, Sweep, hits, law_of, outcomes
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import COMMITTED_RUNS
 from bidir_core.runs.run import Run

@@ -31,10 +31,10 @@ from bidir_core.common.errors import UserError
 from bidir_core.common.progress import terminable
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import evaluate
-from bidir_core.explain.recommend import predicted_regime, recommend
-from bidir_core.explain.recommend_config import RecommendConfig
+from bidir_core.explain.configs import RecommendConfig
+from bidir_core.explain.recommend import recommend
 from bidir_core.explain.sweep import run_lab
-from bidir_core.explain.sweep_points import LabConfig
+from bidir_core.explain.sweep_points import LabConfig, predicted_regime
 from bidir_core.models import loading
 from bidir_core.runs.layout import runs_roots
 from bidir_core.runs.run import Run

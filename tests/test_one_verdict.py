@@ -29,7 +29,7 @@ FIVE, ONE = tuple("vwxyz"), ("piqa",)
 
 
 def claimed(findings: Findings, start: str) -> str:
-    from bidir_core.report.paper_claims import make_claims
+    from bidir_core.report.paper import make_claims
 
     for claim in make_claims(findings):
         if claim.claim.startswith(start):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bidir_core.analyse import stats
-from bidir_core.analyse.order_effects import OrderArm, order_arms, order_text
 from bidir_core.analyse.pairing import Metric, PairedItems, pair, repeats, unchecked_notes
 from bidir_core.analyse.stats import Retention, above_floor_retention
 from bidir_core.analyse.verdict import (
@@ -28,6 +27,9 @@ from bidir_core.common.formatting import count, p_text, points, table
 from bidir_core.data.items import has_orders
 from bidir_core.regimes import parse_regime
 from bidir_core.runs.run import Run
+
+if TYPE_CHECKING:
+    from bidir_core.analyse.order_effects import OrderArm
 
 MACRO = "macro"
 
@@ -152,6 +154,11 @@ def compare(
     above_no_context = None
     if floor is not None:
         above_no_context = retention_above_run(pairs, floor)
+    orders: Mapping[str, Sequence[OrderArm]] = {}
+    if has_orders(pairs.tasks):
+        from bidir_core.analyse.order_effects import order_arms
+
+        orders = order_arms(run_a, [run_b], metric=metric)
     return Comparison(
         run_a=run_a.id,
         run_b=run_b.id,
@@ -169,7 +176,7 @@ def compare(
         n_unpaired=pairs.n_unpaired,
         intersected=pairs.intersected,
         notes=tuple(notes_of(pairs)),
-        orders=order_arms(run_a, [run_b], metric=metric) if has_orders(pairs.tasks) else {},
+        orders=orders,
         information=None if floor is None else by_information(pairs, floor),
     )
 
@@ -187,71 +194,60 @@ def _task_rows(pairs: PairedItems, margin: float) -> list[Row]:
     chance = pairs.chance()
     tables = {task: stats.table_2x2(right_a[task], right_b[task]) for task in right_a}
     p_values = [stats.mcnemar_exact(t.broken, t.fixed) for t in tables.values()]
-    adjusted = stats.holm(p_values)
     rows = []
-    for (task, counts), p, p_holm in zip(tables.items(), p_values, adjusted, strict=True):
+    for (task, counts), p, p_holm in zip(tables.items(), p_values, stats.holm(p_values)):
         estimate = stats.paired_interval(counts)
-        rows.append(
-            Row(
-                task=task,
-                n=counts.n,
-                chance=chance[task],
-                acc_a=float(right_a[task].mean()),
-                acc_b=float(right_b[task].mean()),
-                delta=estimate.value,
-                low=estimate.low,
-                high=estimate.high,
-                both_right=counts.both_right,
-                broken=counts.broken,
-                fixed=counts.fixed,
-                both_wrong=counts.both_wrong,
-                changed_wrong=int((flip[task] == "changed_wrong").sum()),
-                p_value=p,
-                p_holm=p_holm,
-                detectable=stats.smallest_detectable(counts.n, stats.smoothed_discordance(counts)),
-                judgement=judge(
-                    estimate,
-                    margin=margin,
-                    broken=counts.broken,
-                    fixed=counts.fixed,
-                    p_values=[p],
-                    p_adjusted=[p_holm],
-                ),
-            )
-        )
+        facts = {
+            "chance": chance[task],
+            "acc_a": float(right_a[task].mean()),
+            "acc_b": float(right_b[task].mean()),
+            "changed_wrong": int((flip[task] == "changed_wrong").sum()),
+            "detectable": stats.smallest_detectable(counts.n, stats.smoothed_discordance(counts)),
+        }
+        rows.append(_row(task, estimate, vars(counts) | facts, margin, p, p_holm))
     return rows
 
 
 def _macro_row(rows: Sequence[Row], margin: float) -> Row:
     if len(rows) == 1:
         return replace(rows[0], task=MACRO)  # one task: what its own test says
-    estimate = stats.macro_delta([row.estimate for row in rows])
     tables = [stats.Table2x2(r.both_right, r.broken, r.fixed, r.both_wrong) for r in rows]
+    means, sums = ("chance", "acc_a", "acc_b"), (*vars(tables[0]), "changed_wrong")
+    facts: dict[str, Any] = {
+        name: float(np.mean([getattr(r, name) for r in rows])) for name in means
+    }
+    facts |= {name: sum(getattr(row, name) for row in rows) for name in sums}
+    facts["detectable"] = stats.smallest_detectable_macro(tables)
+    return _row(MACRO, stats.macro_delta([row.estimate for row in rows]), facts, margin)
 
-    def mean(name: str) -> float:
-        return float(np.mean([getattr(row, name) for row in rows]))
 
-    def total(name: str) -> int:
-        return sum(getattr(row, name) for row in rows)
-
+def _row(
+    task: str,
+    estimate: stats.Estimate,
+    facts: Mapping[str, Any],
+    margin: float,
+    p: float | None = None,
+    p_holm: float | None = None,
+) -> Row:
+    """``facts``: counts, accuracies and what is detectable, by the row's own names."""
+    judgement = judge(
+        estimate,
+        margin=margin,
+        broken=facts["broken"],
+        fixed=facts["fixed"],
+        p_values=[] if p is None else [p],
+        p_adjusted=[] if p_holm is None else [p_holm],
+    )
     return Row(
-        task=MACRO,
-        n=estimate.n,
-        chance=mean("chance"),
-        acc_a=mean("acc_a"),
-        acc_b=mean("acc_b"),
+        task,
+        estimate.n,
         delta=estimate.value,
         low=estimate.low,
         high=estimate.high,
-        both_right=total("both_right"),
-        broken=total("broken"),
-        fixed=total("fixed"),
-        both_wrong=total("both_wrong"),
-        changed_wrong=total("changed_wrong"),
-        p_value=None,
-        p_holm=None,
-        detectable=stats.smallest_detectable_macro(tables),
-        judgement=judge(estimate, margin=margin, broken=total("broken"), fixed=total("fixed")),
+        p_value=p,
+        p_holm=p_holm,
+        judgement=judgement,
+        **facts,
     )
 
 
@@ -403,6 +399,8 @@ def comparison_text(result: Comparison) -> str:
             f"({interval_text(information.delta)})"
         )
     if result.orders:
+        from bidir_core.analyse.order_effects import order_text
+
         lines += ["", *order_text(result.orders)]
     return "\n".join([*lines, *(f"note: {note}" for note in result.notes)])
 

@@ -36,10 +36,8 @@ _COLUMNS = ("task", "pair_id", "doc_hash", "gold", "ll", "error", *OUTCOME_COLUM
 
 @dataclass(frozen=True)
 class OrderAnswers:
-    """One family's answers in both orders; arrays of shape `[n_pairs]`, sorted by `pair_id`.
-
-    `n_left_out` counts documents that one of the orders lacks or could not score.
-    """
+    """One family's answers in both orders, over the documents that both could score; arrays of shape
+    `[n_pairs]`, sorted by `pair_id`."""
 
     family: str
     pair_id: np.ndarray
@@ -48,7 +46,6 @@ class OrderAnswers:
     last: np.ndarray  # bool: right with the passage last
     first_prob: np.ndarray  # the right choice's share of the probability over the choices
     last_prob: np.ndarray
-    n_left_out: int = 0
 
     @property
     def n(self) -> int:
@@ -89,16 +86,13 @@ class GapRecovered:
     why_not_stated: str | None = None
 
 
-def order_answers(*runs: Run, metric: str = "acc") -> dict[str, OrderAnswers]:
-    """Family -> its answers, from one run with both orders or from two runs with one each.
+def order_answers(run: Run, metric: str = "acc") -> dict[str, OrderAnswers]:
+    """Family -> its answers in both orders; families of which only one is there are left out.
 
-    Families of which only one order is there are left out. Raises UserError where two runs differ
-    in more than their tasks, where a document stands twice, and where its two orders disagree
-    about the right choice.
+    Raises UserError where a document stands twice, and where its two orders disagree about the
+    right choice.
     """
-    for other in runs[1:]:
-        _require_alike(runs[0], other)
-    answers = pd.concat([_answers_of(run, metric) for run in runs])
+    answers = _answers_of(run, metric)
     twice = answers[answers.duplicated(["task", "pair_id"])]
     if len(twice):
         raise UserError(
@@ -139,23 +133,7 @@ def _paired(family: str, first: pd.DataFrame, last: pd.DataFrame) -> OrderAnswer
         last=kept["right_last"].to_numpy(),
         first_prob=kept["probability_first"].to_numpy(),
         last_prob=kept["probability_last"].to_numpy(),
-        n_left_out=len(first) + len(last) - len(both) - len(kept),
     )
-
-
-def _require_alike(run: Run, other: Run) -> None:
-    if different := mismatches(run, other):
-        raise UserError(f"'{run.id}' and '{other.id}' do not pair: {different[0].sentence}")
-    for setting, a, b in (
-        ("regime", run.regime, other.regime),
-        ("number of times the prompt is given", repeats(run.settings), repeats(other.settings)),
-        ("model", run.config.get("model_fingerprint"), other.config.get("model_fingerprint")),
-    ):
-        if a != b:
-            raise UserError(
-                f"'{run.id}' and '{other.id}' hold one order each but differ in their {setting}; "
-                "give two runs of one model under one regime"
-            )
 
 
 def order_effect(answers: OrderAnswers) -> OrderEffect:
@@ -267,21 +245,16 @@ class OrderArm:
     def from_json(cls, value: Mapping[str, Any]) -> OrderArm:
         """Read what was stored of an arm as a dictionary."""
 
-        def read(kind: Any, stored: Mapping[str, Any] | None) -> Any:
-            """A dataclass from its own fields alone: later versions may add some."""
-            if stored is None:
-                return None
-            known = {field.name: stored.get(field.name) for field in fields(kind)}
-            return kind(**{k: _estimate(v) if isinstance(v, dict) else v for k, v in known.items()})
-
         settings = {field.name: value[field.name] for field in fields(cls)}
-        settings["effect"] = read(OrderEffect, value["effect"])
-        settings["recovered"] = read(GapRecovered, value["recovered"])
+        settings["effect"] = _stored(OrderEffect, value["effect"])
+        settings["recovered"] = value["recovered"] and _stored(GapRecovered, value["recovered"])
         return cls(**settings)
 
 
-def _estimate(value: Mapping[str, Any]) -> Estimate:
-    return Estimate(value["value"], value["low"], value["high"], value.get("n") or 0)
+def _stored(kind: Any, value: Mapping[str, Any]) -> Any:
+    """A dataclass from its own fields alone: later versions may add some."""
+    known = {field.name: value.get(field.name) for field in fields(kind)}
+    return kind(**{k: Estimate(**v) if isinstance(v, dict) else v for k, v in known.items()})
 
 
 def order_arms(
@@ -297,7 +270,7 @@ def order_arms(
         if different := mismatches(baseline, run):
             raise UserError(f"'{baseline.id}' and '{run.id}' do not pair: {different[0].sentence}")
         lengths = _prompt_tokens(run)
-        for family, answers in order_answers(run, metric=metric).items():
+        for family, answers in order_answers(run, metric).items():
             if run is baseline:
                 causal[family] = answers
             elif family not in causal:
@@ -358,12 +331,9 @@ def arm_words(run: Run) -> str:
 
 def _prompt_tokens(run: Run) -> dict[str, float]:
     """Family -> the mean number of prompt tokens of a document in one order."""
-    table = run.items_table(("task", "n_prefix_tokens"))
-    lengths: dict[str, list[int]] = {}
-    for task, tokens in zip(*(table.column(name).to_pylist() for name in table.column_names)):
-        if tokens and task != family_of(task):
-            lengths.setdefault(family_of(task), []).append(tokens[0])
-    return {family: float(np.mean(counts)) for family, counts in lengths.items()}
+    frame = run.items_table(("task", "n_prefix_tokens")).to_pandas().dropna()
+    frame = frame[frame["n_prefix_tokens"].str.len() > 0]
+    return frame["n_prefix_tokens"].str[0].groupby(frame["task"].map(family_of)).mean().to_dict()
 
 
 def arm_row(arm: OrderArm) -> list[str]:

@@ -147,15 +147,12 @@ def mismatches(run_a: Run, run_b: Run, *, check_context: bool = True) -> list[Mi
 
 def mismatch_report(run_a: Run, run_b: Run) -> list[Mismatch]:
     """Everything that keeps two runs with items from pairing: settings, then the items."""
-    different = mismatches(run_a, run_b)
     a, b = run_a.items_table(PAIR_COLUMNS), run_b.items_table(PAIR_COLUMNS)
     rows_a, rows_b, _, why = _align(a, b)
-    if why is not None:
-        sizes = f"{a.num_rows:,} items", f"{b.num_rows:,} items"
-        different.append(Mismatch("items", *sizes, why))
-    if (difference := text_difference(run_a, run_b, rows_a, rows_b)) is not None:
-        different.append(Mismatch("texts", *difference))
-    return different
+    sizes = f"{a.num_rows:,} items", f"{b.num_rows:,} items"
+    items = [] if why is None else [Mismatch("items", *sizes, why)]
+    texts = text_difference(run_a, run_b, rows_a, rows_b)
+    return [*mismatches(run_a, run_b), *items, *([texts] if texts is not None else [])]
 
 
 def pair(
@@ -191,8 +188,8 @@ def pair(
     if why is not None and (not intersect or not len(rows_a)):
         remedy = "; --intersect compares only the items both hold" if len(rows_a) else ""
         raise UserError(f"'{run_a.id}' and '{run_b.id}' do not pair: {why}{remedy}")
-    if (difference := text_difference(run_a, run_b, rows_a, rows_b)) is not None:
-        raise UserError(f"'{run_a.id}' and '{run_b.id}' do not pair: {difference[2]}")
+    if (texts := text_difference(run_a, run_b, rows_a, rows_b)) is not None:
+        raise UserError(f"'{run_a.id}' and '{run_b.id}' do not pair: {texts.sentence}")
     failed = (
         a.column("error").is_valid().to_numpy()[rows_a]
         | b.column("error").is_valid().to_numpy()[rows_b]
@@ -270,17 +267,6 @@ def is_imported(run: Run) -> bool:
     return run.config.get("kind") == IMPORTED
 
 
-def not_recorded(run: Run) -> list[str]:
-    """What pairing would check and this run does not say."""
-    known = {
-        "tokenizer": run.config.get("tokenizer_fingerprint"),
-        "BOS token": run.config.get("bos_added"),
-        "split": run.settings.get("split"),
-        "few-shot examples": run.settings.get("num_fewshot"),
-    }
-    return [name for name, value in known.items() if value is None]
-
-
 def unchecked_notes(run_a: Run, run_b: Run) -> list[str]:
     """One sentence per imported run: what was taken on trust, and what the texts showed."""
     notes = []
@@ -288,7 +274,13 @@ def unchecked_notes(run_a: Run, run_b: Run) -> list[str]:
         if not is_imported(run):
             continue
         source = str(run.config.get("source") or IMPORTED)
-        missing = not_recorded(run)
+        checked = {
+            "tokenizer": run.config.get("tokenizer_fingerprint"),
+            "BOS token": run.config.get("bos_added"),
+            "split": run.settings.get("split"),
+            "few-shot examples": run.settings.get("num_fewshot"),
+        }
+        missing = [name for name, value in checked.items() if value is None]
         unchecked = f"not recorded there, so not checked: {', '.join(missing)}; " if missing else ""
         texts = (
             "prompts and choices were not compared, since a run kept no texts"
@@ -301,8 +293,8 @@ def unchecked_notes(run_a: Run, run_b: Run) -> list[str]:
 
 def text_difference(
     run_a: Run, run_b: Run, rows_a: np.ndarray, rows_b: np.ndarray
-) -> tuple[str, str, str] | None:
-    """(text in a, text in b, sentence) of the first of these items that was asked otherwise.
+) -> Mismatch | None:
+    """The first of these items that was asked otherwise.
 
     None if all are the same, and where a run kept no texts. The floors of a run, scored without its
     contexts, are compared by choices only.
@@ -321,7 +313,8 @@ def text_difference(
         row, text_a, text_b = difference
         item = f"{a.column('task')[row]}/{a.column('doc_id')[row]}"
         part = "prompt" if name == "contexts" else "choices"
-        return text_a, text_b, f"the {part} of {item} and perhaps others differ between the runs"
+        sentence = f"the {part} of {item} and perhaps others differ between the runs"
+        return Mismatch("texts", text_a, text_b, sentence)
     return None
 
 

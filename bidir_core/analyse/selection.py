@@ -1,13 +1,14 @@
 """Which runs are compared when nobody named any: a pair, and what a run is compared with.
 
-Runs come newest first. Callers pass their own records of runs; :class:`Listed` names the fields
-that these need.
+Runs come newest first. Callers pass their own records of runs, of which these read ``id, model, stage,
+regime, dtype, limit, context, variant, compact, item_set``, ``can_pair`` (it holds scored items, complete
+or not), ``is_done``, ``is_imported`` and ``is_point``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import Any, TypeVar
 
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.runs.layout import STAGE1, STAGE2
@@ -15,43 +16,10 @@ from bidir_core.runs.layout import STAGE1, STAGE2
 LIMIT = 500  # of the published runs
 
 
-class Listed(Protocol):
-    """A run, as a list of runs knows it. ``can_pair``: it holds scored items, complete or not."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def model(self) -> str: ...
-    @property
-    def stage(self) -> str: ...
-    @property
-    def regime(self) -> str: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def limit(self) -> int | None: ...
-    @property
-    def context(self) -> str: ...
-    @property
-    def variant(self) -> str: ...
-    @property
-    def compact(self) -> bool: ...
-    @property
-    def can_pair(self) -> bool: ...
-    @property
-    def is_done(self) -> bool: ...
-    @property
-    def is_imported(self) -> bool: ...
-    @property
-    def is_point(self) -> bool: ...
-    @property
-    def item_set(self) -> tuple[tuple[str, str], ...]: ...
+R = TypeVar("R", bound=Any)
 
 
-R = TypeVar("R", bound=Listed)
-
-
-def same_items(a: Listed, b: Listed) -> bool:
+def same_items(a: Any, b: Any) -> bool:
     """The same items of the same model in the same number format: fit to be partners."""
     return (a.item_set, a.dtype) == (b.item_set, b.dtype)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from bidir_core.cli import add_arguments, add_resume, given_in, require_model
-from bidir_core.explain.attend_config import DEFAULT_REGIMES, AttendConfig, absolute_tasks
+from bidir_core.explain.configs import DEFAULT_REGIMES, AttendConfig, absolute_tasks
 from bidir_core.regimes import parse_regime
 
 

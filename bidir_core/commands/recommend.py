@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from bidir_core.cli import add_arguments, given_in, require_model
+from bidir_core.explain.configs import RecommendConfig
 from bidir_core.explain.recommend import recommend
-from bidir_core.explain.recommend_config import RecommendConfig
 
 
 def fill(parser: argparse.ArgumentParser) -> None:

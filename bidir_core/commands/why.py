@@ -6,7 +6,7 @@ import argparse
 
 from bidir_core.cli import add_arguments, given_in
 from bidir_core.common.errors import UserError
-from bidir_core.explain.why_config import WhyConfig
+from bidir_core.explain.configs import WhyConfig
 
 
 def fill(parser: argparse.ArgumentParser) -> None:

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from bidir_core.analyse.stats import student_half_width
 from bidir_core.common.errors import UserError
-from bidir_core.common.files import replacing
 from bidir_core.common.progress import Progress
 from bidir_core.data.encoding import EncodedItem, Encoder, Tokens
 from bidir_core.data.items import Item, data_fingerprint, hash_doc
@@ -22,7 +20,7 @@ from bidir_core.data.tasks import load_items, load_items_by_id, task_names
 from bidir_core.evaluate.evaluate import as_recorded, regime_warning
 from bidir_core.explain import attend_files as files
 from bidir_core.explain import lab_run
-from bidir_core.explain.attend_config import AttendConfig
+from bidir_core.explain.configs import AttendConfig
 from bidir_core.explain.observe import observe, observe_one, off_scoring, passage_of
 from bidir_core.models import loading
 from bidir_core.models.loading import LoadedModel, Preflight
@@ -91,19 +89,12 @@ def read_items(config: AttendConfig) -> list[Item]:
         continuation = config.continuation or ""
         doc = {"prompt": config.prompt, "continuation": continuation}
         return [Item("prompt", 0, hash_doc(doc), 0, (config.prompt,), (continuation,))]
-    assert config.task is not None
     source: dict[str, Any] = {"split": config.split, "data_source": config.data_source}
-    if config.limit is not None:
-        source |= {"limit": config.limit, "sample": config.sample, "seed": config.seed}
-        return load_items(config.tasks, **source)
-    ids = [config.doc_id] if config.doc_id is not None else [int(i) for i in config.items]
-    items = load_items_by_id(config.task, ids, **source)
-    if config.choice is not None and not 0 <= config.choice < items[0].n_choices:
-        raise UserError(
-            f"--choice {config.choice}: {items[0].item_id} has choices 0 to "
-            f"{items[0].n_choices - 1}"
-        )
-    return items
+    if config.is_summary:
+        return load_items(config.tasks, limit=config.limit, **source)
+    assert config.task is not None
+    assert config.doc_id is not None
+    return load_items_by_id(config.task, [config.doc_id], **source)
 
 
 def _encode(
@@ -120,7 +111,7 @@ def _encode(
     for item in encoded:
         if item.error is not None and not config.is_summary:
             raise UserError(f"{_name(item)} cannot be observed: {item.error}")
-        chosen.append(_one_choice(item, config.choice, prompt_only))
+        chosen.append(_right_choice(item, prompt_only))
         n_tokens = len(chosen[-1].prefixes[0]) + len(chosen[-1].continuations[0])
         if item.error is None and n_tokens > plan.max_length:
             raise UserError(
@@ -130,8 +121,8 @@ def _encode(
     return chosen, bos_added
 
 
-def _one_choice(encoded: EncodedItem, choice: int | None, prompt_only: bool) -> EncodedItem:
-    choice = encoded.item.gold if choice is None else choice
+def _right_choice(encoded: EncodedItem, prompt_only: bool) -> EncodedItem:
+    choice = encoded.item.gold
     item = replace(
         encoded.item,
         gold=0,
@@ -187,8 +178,7 @@ def observe_items(
     regimes: Sequence[Regime],
     encoded: Sequence[EncodedItem],
 ) -> dict[str, Any]:
-    """Observe every item under each regime; writes ``summary.npz`` and ``by_item.parquet`` and
-    returns the metrics.
+    """Observe every item under each regime; writes ``summary.npz`` and returns the metrics.
 
     ``observed[i].layers.<part>.<measure>`` hold, per layer, the mean over items of each item's
     mean over heads and tokens, with a 95 % Student t interval over items; ``overall`` the same
@@ -202,38 +192,39 @@ def observe_items(
         raise UserError(f"none of the {len(encoded)} items has tokens to observe")
     folder = writer.path / "parts"
     folder.mkdir(exist_ok=True)
-    _observe_all(writer, loaded, regimes, usable, folder)
-    items = [read_arrays(_part(folder, number)) for number in range(len(usable))]
-    metrics = _averages(regimes, usable, items)
-    metrics["n_errors"] = len(encoded) - len(usable)
-    stacked = {key: np.stack([item[key] for item in items]) for key in items[0]}
-    heads = {key: _mean_known(rows) for key, rows in stacked.items() if rows.ndim == 3}
-    files.write_arrays(
-        writer.path / "summary.npz", {name: mean.astype(np.float32) for name, mean in heads.items()}
-    )
-    write_by_item(writer.path / "by_item.parquet", regimes, usable, items)
-    shutil.rmtree(folder)
-    return metrics
-
-
-def _observe_all(
-    writer: RunWriter,
-    loaded: LoadedModel,
-    regimes: Sequence[Regime],
-    usable: Sequence[EncodedItem],
-    folder: Path,
-) -> None:
-    """Leave one file an item in ``folder``; those that are there stay."""
-    done = sum(_part(folder, number).exists() for number in range(len(usable)))
+    paths = [folder / f"{number:05d}.npz" for number in range(len(usable))]
+    done = sum(path.exists() for path in paths)
     progress = Progress(len(usable), done=done, title="attend", report=writer.heartbeat)
     try:
-        for number, encoded in enumerate(usable):
-            path = _part(folder, number)
+        for path, item in zip(paths, usable, strict=True):
             if not path.exists():
-                files.write_arrays(path, _observe_item(loaded, regimes, encoded, check=number == 0))
+                measured = _observe_item(loaded, regimes, item, check=path == paths[0])
+                files.write_arrays(path, measured)
                 progress.advance(1)
     finally:  # also when stopped, so that the status counts every item that was written
         progress.close()
+    items = [read_arrays(path) for path in paths]
+    off = items[0].pop("off_scoring", np.full(len(regimes), np.nan))
+    seconds = float(sum(item.pop("seconds") for item in items))
+    by_key = {key: np.stack([item[key] for item in items]) for key in items[0]}
+    heads = {key: _mean_known(rows) for key, rows in by_key.items() if rows.ndim == 3}
+    files.write_arrays(
+        writer.path / "summary.npz", {name: mean.astype(np.float32) for name, mean in heads.items()}
+    )
+    shutil.rmtree(folder)
+    tasks = [item.item.task for item in usable]
+    each = seconds / len(usable)
+    note = f"averages over {len(usable)} items, {each:.2f} s each; no matrices are stored"
+    return {
+        "mode": "items",
+        "n_items": len(usable),
+        "n_errors": len(encoded) - len(usable),
+        "n_by_task": {task: tasks.count(task) for task in dict.fromkeys(tasks)},
+        **_averages(regimes, tasks, by_key, off),
+        "seconds": round(seconds, 3),
+        "seconds_per_item": round(each, 3),
+        "notes": [note],
+    }
 
 
 def _observe_item(
@@ -264,89 +255,42 @@ def _observe_item(
     return measured
 
 
-def _part(folder: Path, number: int) -> Path:
-    return folder / f"{number:05d}.npz"
-
-
 def _averages(
-    regimes: Sequence[Regime], usable: Sequence[EncodedItem], items: Sequence[_Item]
+    regimes: Sequence[Regime], tasks: Sequence[str], by_key: _Item, off: np.ndarray
 ) -> dict[str, Any]:
-    tasks = [encoded.item.task for encoded in usable]
-    off = items[0].pop("off_scoring", None)
-    seconds = float(sum(item.pop("seconds") for item in items))
-    n_layers, n_heads = items[0]["prefix_first_0"].shape
-    by_layer = [_by_layer(items, number) for number in range(len(regimes))]
+    """``by_key``: as :func:`_observe_item`, all items stacked in front; ``tasks``: of each item."""
+    _, n_layers, n_heads = by_key["prefix_first_0"].shape
     observed: list[dict[str, Any]] = []
-    for number, (regime, rows) in enumerate(zip(regimes, by_layer, strict=True)):
+    by_regime: list[_Item] = []
+    for number, regime in enumerate(regimes):
+        suffix = f"_{number}"
+        by_layer = {  # [item, layer]
+            key.removesuffix(suffix): rows.mean(-1)
+            for key, rows in by_key.items()
+            if rows.ndim == 3 and key.endswith(suffix)
+        }
+        by_regime.append(by_layer)
+        by_task = {
+            task: _overall({k: v[np.array(tasks) == task] for k, v in by_layer.items()})["prefix"]
+            for task in dict.fromkeys(tasks)
+        }
         entry = {
             "regime": str(regime),
-            "off_scoring_nats": None
-            if off is None or np.isnan(off[number])
-            else float(off[number]),
-            "layers": _intervals(rows),
-            "overall": _overall(rows),
-            "by_task": {
-                task: _overall({k: v[np.array(tasks) == task] for k, v in rows.items()})["prefix"]
-                for task in dict.fromkeys(tasks)
-            },
+            "off_scoring_nats": None if np.isnan(off[number]) else float(off[number]),
+            "layers": _intervals(by_layer),
+            "overall": _overall(by_layer),
+            "by_task": by_task,
         }
         if number:
-            delta = {key: rows[key] - by_layer[0][key] for key in rows}
+            delta = {key: by_layer[key] - by_regime[0][key] for key in by_layer}
             entry["minus_first"] = {"layers": _intervals(delta), "overall": _overall(delta)}
         observed.append(entry)
-    drift = [key for key in items[0] if key.startswith("drift_")]
-    return {
-        "mode": "items",
-        "n_items": len(usable),
-        "n_by_task": {task: tasks.count(task) for task in dict.fromkeys(tasks)},
-        "n_layers": int(n_layers),
-        "n_heads": int(n_heads),
-        "observed": observed,
-        "drift": {
-            key.removeprefix("drift_"): mean_interval(
-                np.stack([item[key] for item in items]), log="cosine" not in key
-            )
-            for key in drift
-        },
-        "seconds": round(seconds, 3),
-        "seconds_per_item": round(seconds / len(usable), 3),
-        "notes": [
-            f"averages over {len(usable)} items, {seconds / len(usable):.2f} s each; no matrices are "
-            "stored"
-        ],
+    drift = {
+        key.removeprefix("drift_"): mean_interval(rows, log="cosine" not in key)
+        for key, rows in by_key.items()
+        if key.startswith("drift_")
     }
-
-
-def _by_layer(items: Sequence[_Item], number: int) -> dict[str, np.ndarray]:
-    """``<part>_<measure>`` of one regime: mean over heads, ``[item, layer]``."""
-    suffix = f"_{number}"
-    keys = [k for k in items[0] if k.endswith(suffix) and not k.startswith("drift_")]
-    return {k.removesuffix(suffix): np.stack([item[k].mean(-1) for item in items]) for k in keys}
-
-
-def write_by_item(
-    path: Path, regimes: Sequence[Regime], usable: Sequence[EncodedItem], items: Sequence[_Item]
-) -> None:
-    """One row an item and regime: prefix means over layers and heads, for tables of one's own."""
-    rows = []
-    for encoded, item in zip(usable, items, strict=True):
-        for number, regime in enumerate(regimes):
-            measures = {
-                name: np.float32(item[f"prefix_{name}_{number}"].mean())
-                for name in (*files.MEASURES, "top")
-            }
-            rows.append(
-                {
-                    "task": encoded.item.task,
-                    "doc_id": encoded.item.doc_id,
-                    "n_prefix_tokens": len(encoded.prefixes[0]),
-                    "regime": str(regime),
-                    **measures,
-                    "longest_first_state": np.float32(item[f"drift_norm_{number}_first"].max()),
-                }
-            )
-    with replacing(path) as temporary:
-        pd.DataFrame(rows).to_parquet(temporary, compression="zstd", index=False)
+    return {"n_layers": n_layers, "n_heads": n_heads, "observed": observed, "drift": drift}
 
 
 def drift_rows(drift: files.Drift, n_prefix: int) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bidir_core.common.errors import UserError
-from bidir_core.data.encoding import EncodedItem
+from bidir_core.data.encoding import EncodedItem, Tokens
 from bidir_core.evaluate.scoring import score_one
 from bidir_core.explain import attend_files as files
 from bidir_core.explain.attend_files import Shares
@@ -287,21 +287,23 @@ def off_scoring(
 
 def token_pieces(tokenizer: Any, encoded: EncodedItem) -> list[str]:
     """The text in token pieces; a token without text of its own by its name."""
-    context, (prefix,) = encoded.contexts[0], encoded.prefixes
-    (continuation,) = encoded.continuations
-    text = context + _continuation_text(encoded)
-    offsets = [*prefix.offsets.tolist(), *(continuation.offsets + len(context)).tolist()]
-    pieces, position = [], 0
-    for token, (start, end) in zip([*prefix.ids.tolist(), *continuation.ids.tolist()], offsets):
-        if start == end:
-            pieces.append(str(tokenizer.convert_ids_to_tokens(token)))
-            continue
-        pieces.append(text[position:end])
-        position = max(position, end)
-    return pieces
+    context, text = encoded.contexts[0], encoded.item.continuations[0]
+    if context != encoded.item.contexts[0]:
+        text = text.removeprefix(" ")  # a chat template takes its leading space
+    shown = []
+    for part, (tokens,) in ((context, encoded.prefixes), (text, encoded.continuations)):
+        cut = zip(tokens.ids.tolist(), tokens.offsets.tolist(), pieces(part, tokens), strict=True)
+        for token, (start, end), piece in cut:
+            has_text = start < end
+            shown.append(piece if has_text else str(tokenizer.convert_ids_to_tokens(token)))
+    return shown
 
 
-def _continuation_text(encoded: EncodedItem) -> str:
-    """The continuation as it was tokenised: a chat template takes its leading space."""
-    text = encoded.item.continuations[0]
-    return text if encoded.contexts[0] == encoded.item.contexts[0] else text.removeprefix(" ")
+def pieces(text: str, tokens: Tokens) -> list[str]:
+    """The text cut at its tokens' ends; characters no token claims go with the one that follows."""
+    cut, position = [], 0
+    for _, end in tokens.offsets.tolist():
+        end = max(min(end, len(text)), position)
+        cut.append(text[position:end])
+        position = end
+    return cut

@@ -27,45 +27,47 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import nn
 
 from bidir_core.common.errors import UserError
+from bidir_core.common.formatting import table
 from bidir_core.common.progress import Progress, phase
 from bidir_core.common.settings import to_json
 from bidir_core.data.encoding import Encoder
 from bidir_core.data.items import Item, hash_doc
 from bidir_core.data.tasks import load_items
 from bidir_core.evaluate.config import EvalConfig
+from bidir_core.evaluate.scoring import gather_before_head
 from bidir_core.explain import lab_run
-from bidir_core.explain.attend import mean_interval
+from bidir_core.explain.configs import PROMPTS_PER_TASK, RecommendConfig, recommendation
 from bidir_core.explain.controls import same_prompts
-from bidir_core.explain.recommend_config import (
-    KIND,
-    PROMPTS_PER_TASK,
-    RecommendConfig,
-    sentence,
-)
-from bidir_core.explain.recommend_measure import PromptMeasures, measure, n_passes
+from bidir_core.explain.observe import watching
 from bidir_core.explain.sweep_points import SINK, open_from
+from bidir_core.explain.variants import replaced_forwards
 from bidir_core.models import loading
+from bidir_core.models.attention import rope_switch, without_plans
+from bidir_core.models.layout import Layout
 from bidir_core.models.loading import LoadedModel, Preflight
-from bidir_core.regimes import BIDIRECTIONAL
+from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, Regime
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import check_new_run, runs_roots
 from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
 
+KIND = "recommend"  # of its runs
 # Nats; a ratio of norms; a share of attention; a share of the KL.
 THRESHOLDS = {"kl": 0.02, "outlier": 10.0, "attention": 0.3, "share": 0.1}
 
 
-@dataclass(frozen=True)
-class Prompt:
+class Prompt(NamedTuple):
     """``source``: ``piqa/3`` for an item's context, the line's number in a file."""
 
     source: str
@@ -80,13 +82,13 @@ def recommend(config: RecommendConfig, *, loaded: LoadedModel | None = None) -> 
     check_new_run(config.runs_dir, config.name)
     prompts = read_prompts(config)
     plan = loaded or loading.preflight(**loading.asked_by(config, regime=SINK))
-    ids, bos_added = _encode(config, plan, prompts)
+    ids, items, bos_added = _encode(config, plan, prompts)
     loaded = loaded or loading.load_weights(plan)  # type: ignore[arg-type]
     writer = lab_run.begin(
         config,
         KIND,
         loaded,
-        [_as_item(i, prompt) for i, prompt in enumerate(prompts)],
+        items,
         name=config.name or KIND,
         settings={"regime": str(BIDIRECTIONAL)},  # whose layers are in question
         bos_added=bos_added,
@@ -117,17 +119,6 @@ def predict(config: EvalConfig, loaded: LoadedModel) -> Run:
     settings["limit"] = min(config.limit or PROMPTS_PER_TASK, PROMPTS_PER_TASK)
     settings["name"] = f"{config.name}-{KIND}"[-80:] if config.name else None
     return Run(recommend(RecommendConfig(**settings), loaded=loaded))
-
-
-def predicted_regime(prediction: Mapping[str, Any]) -> str:
-    """The regime that a recommendation's ``metrics.json`` predicts by the share of the KL that is
-    left; where that is not stated, by the KL itself.
-
-    The threshold in nats asks for nearly causal models, which leaves little to look ahead with.
-    """
-    predictions = prediction["predictions"]
-    first = predictions["kl"] if predictions["share"] is None else predictions["share"]
-    return str(open_from(min(first, prediction["n_layers"] - 1)))
 
 
 def read_prompts(config: RecommendConfig) -> list[Prompt]:
@@ -181,17 +172,17 @@ def _file_prompts(path: Path) -> Iterator[Prompt]:
         yield Prompt(f"line {number}", text)
 
 
-def _as_item(index: int, prompt: Prompt) -> Item:
-    """The prompt alone as an item: what stands behind it is not used."""
-    return Item(KIND, index, hash_doc({"prompt": prompt.text}), 0, (prompt.text,), (" .",))
-
-
 def _encode(
     config: RecommendConfig, plan: LoadedModel | Preflight, prompts: Sequence[Prompt]
-) -> tuple[list[np.ndarray], bool]:
-    """Each prompt's tokens, int64 ``[n_tokens]``, as an evaluation would read it as a context."""
+) -> tuple[list[np.ndarray], list[Item], bool]:
+    """Each prompt's tokens, int64 ``[n_tokens]``, as an evaluation would read it as a context; the
+    prompts as items, of which nothing else is used; whether a BOS stands in front."""
+    items = [
+        Item(KIND, i, hash_doc({"prompt": text}), 0, (text,), (" .",))
+        for i, (_, text) in enumerate(prompts)
+    ]
     encoder = Encoder.of(plan, bos=config.bos, chat_template=config.chat_template)
-    encoded = encoder.encode([_as_item(i, prompt) for i, prompt in enumerate(prompts)])
+    encoded = encoder.encode(items)
     for prompt, item in zip(prompts, encoded, strict=True):
         n_tokens = len(item.prefixes[0])
         if n_tokens < 2:
@@ -199,12 +190,12 @@ def _encode(
                 f"prompt {prompt.source} ({prompt.text[:40]!r}) is {n_tokens} token long: it has no "
                 "later token to look ahead at; leave it out"
             )
-        if n_tokens + config.positions - 1 > plan.max_length:
+        if n_tokens > plan.max_length:
             raise UserError(
                 f"prompt {prompt.source} has {n_tokens} tokens and the model's window holds "
                 f"{plan.max_length}; shorten it (nothing is truncated)"
             )
-    return [item.prefixes[0].ids for item in encoded], encoder.bos_added(encoded)
+    return [item.prefixes[0].ids for item in encoded], items, encoder.bos_added(encoded)
 
 
 def _write(
@@ -219,40 +210,28 @@ def _write(
         probed = (BIDIRECTIONAL, open_from(1), SINK)
         lab_run.probe(writer, loaded, probed, "so nothing can be recommended")
         started = time.monotonic()
-        total = len(ids) * n_passes(loaded.n_layers)
+        # Of each prompt: causal, each first layer, the sink, and one pass that shows attention.
+        total = len(ids) * (loaded.n_layers + 3)
         progress = Progress(total, unit="pass", title="recommend", report=writer.heartbeat)
-        positions, budget = config.positions, config.batch_tokens
-        measured = measure(
-            loaded, ids, positions=positions, batch_tokens=budget, advance=progress.advance
-        )
-        by_prompt: dict[int, PromptMeasures] = {}
+        measured = measure(loaded, ids, batch_tokens=config.batch_tokens, advance=progress.advance)
+        progress.close()
         with open(writer.path / "prompts.jsonl", "w", encoding="utf-8") as lines:
-            for index, measures in measured:
+            for (source, _), measures in zip(prompts, measured, strict=True):
                 if not np.isfinite([*measures.kl, measures.sink_kl]).all():
                     raise UserError(
-                        f"prompt {prompts[index].source}: the model's predictions are not numbers "
-                        f"in {loaded.dtype}; use another --dtype"
+                        f"prompt {source}: the model's predictions are not numbers in "
+                        f"{loaded.dtype}; use another --dtype"
                     )
-                by_prompt[index] = measures
-                print(json.dumps(_line(prompts[index], measures)), file=lines, flush=True)
-        progress.close()
-        result = summarise([by_prompt[i] for i in range(len(ids))])
+                curves = {
+                    name: _rounded(getattr(measures, name)) for name in ("kl", "agrees", "sink_kl")
+                }
+                record = {"source": source, "n_tokens": measures.n_tokens, **curves}
+                print(json.dumps(record), file=lines)
+        result = summarise(measured)
         for line in terminal_lines(result):
             log.info("%s", line)
         counts = {"n_prompts": len(ids), "n_prompt_tokens": sum(map(len, ids))}
-        metrics = {**counts, "positions": positions, **result}
-        lab_run.end(writer, loaded, metrics, started=started)
-
-
-def _line(prompt: Prompt, measures: PromptMeasures) -> dict[str, Any]:
-    return {
-        "source": prompt.source,
-        "n_tokens": measures.n_tokens,
-        "kl": _rounded(measures.kl),
-        "agrees": _rounded(measures.agrees),
-        "sink_kl": _rounded(measures.sink_kl),
-        "sink_agrees": measures.sink_agrees,
-    }
+        lab_run.end(writer, loaded, {**counts, **result}, started=started)
 
 
 def summarise(measures: Sequence[PromptMeasures]) -> dict[str, Any]:
@@ -261,15 +240,13 @@ def summarise(measures: Sequence[PromptMeasures]) -> dict[str, Any]:
     Curves are lists: ``kl`` and ``top1_agreement`` by A = 0 .. L, the others by layer.
     """
     kl = np.stack([prompt.kl for prompt in measures])
-    curve = mean_interval(kl)
     means = kl.mean(0)
     n_layers = len(means) - 1
     agreement = np.mean([prompt.agrees for prompt in measures], axis=0)
     norm = np.median([prompt.first_norm for prompt in measures], axis=0)
     to_first = np.mean([prompt.to_first for prompt in measures], axis=0)
     best = _first_below(means, THRESHOLDS["kl"])
-    sink_kl = np.array([prompt.sink_kl for prompt in measures])
-    sink = mean_interval(sink_kl[:, None])
+    sink_kl = float(np.mean([prompt.sink_kl for prompt in measures]))
     matters = means[0] >= THRESHOLDS["kl"]
     result = {
         "n_layers": n_layers,
@@ -289,24 +266,18 @@ def summarise(measures: Sequence[PromptMeasures]) -> dict[str, Any]:
         "thresholds": THRESHOLDS,
         "curves": {
             "kl": _rounded(means),
-            "kl_low": curve["low"] and _rounded(curve["low"]),
-            "kl_high": curve["high"] and _rounded(curve["high"]),
             "top1_agreement": _rounded(agreement),
             "first_token_norm_over_median": _rounded(norm),
             "attention_to_first_token": _rounded(to_first),
         },
         "sink": {
             "regime": "bidirectional:sink=1",
-            "mean_kl": _rounded(sink_kl.mean()),
-            "low": sink["low"] and _rounded(sink["low"][0]),
-            "high": sink["high"] and _rounded(sink["high"][0]),
-            "top1_agreement": _rounded(np.mean([prompt.sink_agrees for prompt in measures])),
+            "mean_kl": _rounded(sink_kl),
             # Of a difference that is next to nothing a share would mean nothing.
-            "share_of_kl_removed": _rounded(1 - sink_kl.mean() / means[0]) if matters else None,
+            "share_of_kl_removed": _rounded(1 - sink_kl / means[0]) if matters else None,
         },
-        "above_again": [a for a in range(best, n_layers) if means[a] >= THRESHOLDS["kl"]],
     }
-    return {**result, "sentence": sentence(result)}
+    return {**result, "sentence": recommendation(result)}
 
 
 def _first_below(means: np.ndarray, limit: float) -> int:
@@ -320,28 +291,25 @@ def _first_above(values: np.ndarray, threshold: float) -> int | None:
 
 def terminal_lines(result: dict[str, Any]) -> list[str]:
     """The curves as a table, the other predictions, and the sentence."""
-    curves = result["curves"]
-    lines = [f"{'A':>4}{'mean KL':>12}{'top-1':>8}{'norm':>10}{'attention':>11}"]
-    for first, kl in enumerate(curves["kl"]):
-        row = f"{first:>4}{kl:>12.5f}{curves['top1_agreement'][first]:>8.3f}"
-        if first < result["n_layers"]:
-            norm = curves["first_token_norm_over_median"][first]
-            row += f"{norm:>10.1f}{curves['attention_to_first_token'][first]:>11.3f}"
-        lines.append(row)
-    lines += [
-        "KL in nats and top-1 agreement of layers=A- with causal; in layer A's input the first",
-        "token's norm over the others' median; attention of layer A on the first token (causal)",
+    curves, n_layers = result["curves"], result["n_layers"]
+    norms, attention = curves["first_token_norm_over_median"], curves["attention_to_first_token"]
+    rows = [
+        [str(first), f"{kl:.5f}", f"{curves['top1_agreement'][first]:.3f}"]
+        + ([f"{norms[first]:.1f}", f"{attention[first]:.3f}"] if first < n_layers else ["", ""])
+        for first, kl in enumerate(curves["kl"])
     ]
     sink = result["sink"]
     removed = sink["share_of_kl_removed"]
     share = "" if removed is None else f" ({removed:.0%} of plain bidirectional's removed)"
-    lines.append(f"{sink['regime']}: mean KL {sink['mean_kl']:.5f}{share}")
-    for name in ("outlier", "attention", "share"):
-        value = result["predictions"][name]
-        lines.append(f"by {name}: {'no layer' if value is None else f'A = {value}'}")
-    if result["above_again"]:
-        lines.append(f"the KL is above the threshold again at A = {result['above_again']}")
-    return [*lines, result["sentence"]]
+    others = {name: result["predictions"][name] for name in ("outlier", "attention", "share")}
+    return [
+        *table(("A", "mean KL", "top-1", "norm", "attention"), rows).splitlines(),
+        "KL in nats and top-1 agreement of layers=A- with causal; in layer A's input the first",
+        "token's norm over the others' median; attention of layer A on the first token (causal)",
+        f"{sink['regime']}: mean KL {sink['mean_kl']:.5f}{share}",
+        *(f"by {n}: {'no layer' if a is None else f'A = {a}'}" for n, a in others.items()),
+        result["sentence"],
+    ]
 
 
 def _rounded(values: Any) -> Any:
@@ -349,3 +317,185 @@ def _rounded(values: Any) -> Any:
     if np.ndim(values):
         return [_rounded(value) for value in values]
     return float(f"{float(values):.6g}")
+
+
+# How far predictions move. Below layer A ``layers=A-`` computes what causal computed, so those layers
+# hand out what they gave then: half of the work, and the same numbers.
+
+# Smaller than an evaluation's: on a GPU every layer's output is kept for a batch, and on a CPU small
+# batches of like lengths have little padding.
+BATCH_TOKENS = {"cpu": 256, "cuda": 8192, "mps": 4096}
+
+
+@dataclass(frozen=True)
+class PromptMeasures:
+    """One prompt, for a model of L layers.
+
+    ``kl`` and ``agrees`` ``[L + 1]``: KL(causal || bidirectional from layer A on) in nats and top-1
+    agreement, by A; at A = L it is causal. ``first_norm`` ``[L]``: the norm of the first token
+    over the median of the others', in each layer's input. ``to_first`` ``[L]``: the share of
+    attention on the first token. The last two are causal's.
+    """
+
+    n_tokens: int
+    kl: np.ndarray
+    agrees: np.ndarray
+    sink_kl: float
+    first_norm: np.ndarray
+    to_first: np.ndarray
+
+
+def measure(
+    loaded: LoadedModel,
+    prompts: Sequence[np.ndarray],
+    *,
+    batch_tokens: int | None = None,
+    advance: Callable[[int], None] = lambda n: None,
+) -> list[PromptMeasures]:
+    """Each prompt's measures.
+
+    ``prompts``: token ids, int64 ``[n_tokens]``. ``advance`` is told of every prompt's every pass.
+    Raises UserError when memory runs out.
+    """
+    model = _Model(loaded)
+    budget = batch_tokens or BATCH_TOKENS.get(loaded.device.type, 256)
+    lengths = [len(ids) for ids in prompts]
+    by_prompt: dict[int, PromptMeasures] = {}
+    for batch in _batches(lengths, budget, rope_switch(loaded.model.config)):
+        try:
+            with torch.inference_mode(), without_plans(loaded.device):
+                measures = model.measure([prompts[i] for i in batch], advance)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"out of memory on {len(batch)} prompts of up to {lengths[batch[0]]} tokens; "
+                "give a smaller --batch-tokens, or shorter prompts"
+            ) from error
+        by_prompt |= zip(batch, measures, strict=True)
+    return [by_prompt[i] for i in range(len(prompts))]
+
+
+def _batches(lengths: Sequence[int], budget: int, switch: int | None) -> Iterator[list[int]]:
+    """Prompts of like length, the longest first, as many as fit when padded to the longest.
+
+    Those longer than ``switch`` are apart, since they change how the whole batch is read.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    n_long = 0 if switch is None else sum(length > switch for length in lengths)
+    for group in (order[:n_long], order[n_long:]):
+        while group:
+            n = max(1, budget // lengths[group[0]])
+            yield group[:n]
+            group = group[n:]
+
+
+class _Model:
+    """A loaded model whose layers can hand out recorded outputs."""
+
+    def __init__(self, loaded: LoadedModel):
+        self.loaded = loaded
+        self.layers = loaded.handle.layers()
+        text = loaded.model.config.get_text_config()
+        # Gemma 3n's later layers read keys of earlier ones, which must then run.
+        self.shares = not getattr(text, "num_kv_shared_layers", 0)
+
+    def measure(
+        self, prompts: Sequence[np.ndarray], advance: Callable[[int], None]
+    ) -> list[PromptMeasures]:
+        """The measures of one batch, in its order."""
+        n_layers, n = self.loaded.n_layers, len(prompts)
+        rows = [torch.from_numpy(ids) for ids in prompts]
+        n_prompt = torch.tensor([len(ids) for ids in rows])
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.loaded.device)
+        layout = Layout.pad([(len(row), len(row)) for row in rows]).to(self.loaded.device)
+        outputs: list[Any] = []
+        ratios: list[np.ndarray] = []
+        with self._recording(outputs, ratios, n_prompt):
+            causal = self._logits(ids, layout, CAUSAL, n_prompt).log_softmax(-1)
+        advance(n)
+        kl, agrees = np.zeros((n, n_layers + 1)), np.ones((n, n_layers + 1))  # at L it is causal
+        for first in range(n_layers):
+            # Layers below hand out what they gave before instead of computing it again.
+            below = zip(self.layers[: first if self.shares else 0], outputs)
+            given = {layer: lambda *_, out=out, **__: out for layer, out in below}
+            with replaced_forwards(given):
+                logits = self._logits(ids, layout, open_from(first), n_prompt)
+            kl[:, first], agrees[:, first] = _distance(causal, logits)
+            advance(n)
+        sink_kl, _ = _distance(causal, self._logits(ids, layout, SINK, n_prompt))
+        advance(n)
+        attention = self._attention_to_first(ids, layout, n_prompt)
+        advance(n)
+        ratio = np.stack(ratios, axis=1)
+        return [
+            PromptMeasures(
+                n_tokens=int(n_prompt[i]),
+                kl=kl[i],
+                agrees=agrees[i],
+                sink_kl=float(sink_kl[i]),
+                first_norm=ratio[i],
+                to_first=attention[i],
+            )
+            for i in range(n)
+        ]
+
+    def _logits(
+        self, ids: torch.Tensor, layout: Layout, regime: Regime, n_prompt: torch.Tensor
+    ) -> torch.Tensor:
+        """float32 ``[prompt, vocabulary]`` behind each prompt's last token."""
+        rows = (torch.arange(len(ids)) * ids.shape[1] + n_prompt - 1).to(ids.device)
+        with self.loaded.handle.use(regime, layout), gather_before_head(self.loaded.model, rows):
+            logits = self.loaded.model(
+                input_ids=ids, position_ids=layout.position, use_cache=False
+            ).logits
+        return logits.float().view(len(ids), -1)
+
+    @contextmanager
+    def _recording(
+        self, outputs: list[Any], ratios: list[np.ndarray], n_prompt: torch.Tensor
+    ) -> Iterator[None]:
+        """Keep each layer's output, and of its input the first token's norm over the median."""
+
+        def keep(_: Any, arguments: Any, named: Any, output: Any) -> None:
+            outputs.append(output)
+            entering = arguments[0] if arguments else named["hidden_states"]
+            ratios.append(_first_over_median(entering, n_prompt))
+
+        with ExitStack() as stack:
+            for layer in self.layers:
+                hook = layer.register_forward_hook(keep, with_kwargs=True)
+                stack.callback(hook.remove)
+            yield
+
+    def _attention_to_first(
+        self, ids: torch.Tensor, layout: Layout, n_prompt: torch.Tensor
+    ) -> np.ndarray:
+        """Causal attention on the first token: ``[prompt, layer]``, the mean over heads and over
+        the prompt's other tokens."""
+        by_layer: dict[int, np.ndarray] = {}
+
+        def on_layer(module: Any, weights: torch.Tensor, _: Any) -> None:
+            to_first = weights[..., 0].float().mean(1).cpu()  # [prompt, query]
+            by_layer[module.layer_idx] = np.array(
+                [float(row[1:n].mean()) for row, n in zip(to_first, n_prompt.tolist(), strict=True)]
+            )
+
+        handle = self.loaded.handle
+        with handle.use(CAUSAL, layout), watching(handle, on_layer):
+            handle.decoder(input_ids=ids, position_ids=layout.position, use_cache=False)
+        return np.stack([by_layer[layer] for layer in sorted(by_layer)], axis=1)
+
+
+def _distance(causal: torch.Tensor, logits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """KL(causal || other) in nats and top-1 agreement, each ``[prompt]``, from causal's
+    log-probabilities and the other's logits, both ``[prompt, vocabulary]``."""
+    other = logits.log_softmax(-1)
+    kl = (causal.exp() * (causal - other)).sum(-1).clamp(min=0)  # rounding may fall below 0
+    agrees = (causal.argmax(-1) == other.argmax(-1)).float()
+    return kl.cpu().double().numpy(), agrees.cpu().double().numpy()
+
+
+def _first_over_median(hidden: torch.Tensor, n_prompt: torch.Tensor) -> np.ndarray:
+    """The first token's norm over the median of the prompt's others': ``[prompt]``."""
+    norms = hidden.float().norm(dim=-1).cpu()
+    pairs = zip(norms, n_prompt.tolist(), strict=True)
+    return np.array([float(row[0] / row[1:n].median().clamp(min=1e-30)) for row, n in pairs])

@@ -10,7 +10,6 @@ A killed sweep goes on with the points that are not complete, and within the one
 
 from __future__ import annotations
 
-import logging
 import sys
 import textwrap
 import time
@@ -35,7 +34,7 @@ from bidir_core.evaluate.scoring import ScoringPlan, auto_batch_tokens, plan_sco
 from bidir_core.explain import lab_run
 from bidir_core.explain.controls import OUTCOME_WORDS, STORY
 from bidir_core.explain.observe import observe, passage_of
-from bidir_core.explain.recommend import predict, predicted_regime
+from bidir_core.explain.recommend import predict
 from bidir_core.explain.sweep_outcomes import percent
 from bidir_core.explain.sweep_points import (
     ATTENTION_FILE,
@@ -48,6 +47,7 @@ from bidir_core.explain.sweep_points import (
     control_points,
     expand,
     lay_out,
+    predicted_regime,
     preset_points,
     preset_sweep,
 )
@@ -67,7 +67,7 @@ def run_lab(config: LabConfig) -> Path:
     """Run a sweep and return its folder. UserError on bad input, before anything is written."""
     check_new_run(config.runs_dir, config.name)
     plan = evaluate.preflight(config.evaluation(), CAUSAL)
-    regimes = expand(config.sweeps, plan.n_layers)
+    regimes = expand(config.sweep, plan.n_layers)
     prompts = Prompts(config, plan)
     items, _, bos_added = prompts.of(prompts.usual)
     controls, notes = _plan_controls(prompts) if config.controls else ([], [])
@@ -152,8 +152,7 @@ def _run(writer: RunWriter, prompts: Prompts, points: Sequence[Point], loaded: L
             title = f"[{number}/{len(points)}] {point.regime}"
             writer.heartbeat(progress.done, progress.total, point=title)
             _run_point(writer, prompts, point, run, loaded, title, progress)
-            if number < len(points):
-                _log_seconds_left(log, progress, number, len(points), started, sum(before))
+            log.info("%d of %d points done", number, len(points))
         if prompts.config.controls:
             measure_attention(writer.path, prompts, loaded)
         metrics = summarise_sweep(Run(writer.path))
@@ -218,14 +217,6 @@ def _texts_name(condition: Condition, usual: Condition) -> str:
     return f"texts_{Point('causal', condition).slug(usual).removeprefix('causal_')}.parquet"
 
 
-def _log_seconds_left(
-    log: logging.Logger, progress: Progress, number: int, total: int, started: float, before: int
-) -> None:
-    n_new = progress.done - before
-    seconds_left = (progress.total - progress.done) * (time.monotonic() - started) / max(n_new, 1)
-    log.info("%d of %d points done, about %.0f s left", number, total, seconds_left)
-
-
 # The end of a sweep for the terminal: its points, its controls, and the verdict last.
 
 FINDING_WIDTH = 72  # characters of a control's finding in a line
@@ -235,8 +226,6 @@ NO_BREAK = "\N{NO-BREAK SPACE}"
 def lines(metrics: Mapping[str, Any]) -> list[str]:
     """A finished sweep's ``metrics.json`` in words; what an earlier version lacks is left out."""
     text = _points(metrics.get("points") or [])
-    for kind, chosen in ((metrics.get("best_of_dials") or {}).get("acc") or {}).items():
-        text.append(f"of {kind}: {chosen['sentence']}")
     arms = ((metrics.get("orders") or {}).get("acc") or {}).items()
     text += order_text({family: list(map(OrderArm.from_json, stored)) for family, stored in arms})
     text += _controls(metrics.get("controls") or [])

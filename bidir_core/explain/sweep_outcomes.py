@@ -8,8 +8,9 @@ resampled within tasks, seeded); no share is stated where the damage itself is n
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,8 +19,18 @@ import numpy as np
 from bidir_core.analyse import stats
 from bidir_core.analyse.pairing import pair, repeats
 from bidir_core.analyse.stats import Retention, above_floor_retention
-from bidir_core.analyse.verdict import JSON_WORDS, Judgement, judge, no_share
+from bidir_core.analyse.verdict import (
+    JSON_WORDS,
+    Judgement,
+    interval_text,
+    judge,
+    no_share,
+    phrase,
+    size,
+)
 from bidir_core.common import formatting
+from bidir_core.common.errors import UserError
+from bidir_core.common.formatting import count, points
 from bidir_core.data.items import fold_of
 from bidir_core.explain.sweep_points import Condition, Point
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL
@@ -78,27 +89,16 @@ class Outcomes:
         deltas = [stats.paired_interval(table, confidence=confidence) for table in tables]
         return stats.macro_delta(deltas) if deltas else None
 
-    def judged(
-        self,
-        first: str,
-        second: str,
-        half: str | None = None,
-        *,
-        confidence: float = stats.CONFIDENCE,
-    ) -> Judgement | None:
+    def judged(self, first: str, second: str, half: str | None = None) -> Judgement | None:
         """What that difference allows to be said, as ``compare`` says it: of one task alone, by its
         exact test too."""
-        delta = self.delta(first, second, half, confidence=confidence)
+        delta = self.delta(first, second, half)
         if delta is None:
             return None
         tables = self.tables(first, second, half)
         if len(tables) > 1:
             return judge(delta)
-        p_value = stats.mcnemar_exact(tables[0].broken, tables[0].fixed)
-        # Of several intervals that hold together each has a higher confidence: Bonferroni's.
-        n_together = (1 - stats.CONFIDENCE) / (1 - confidence)
-        adjusted = [min(1.0, p_value * n_together)] if confidence > stats.CONFIDENCE else []
-        return judge(delta, p_values=[p_value], p_adjusted=adjusted)
+        return judge(delta, p_values=[stats.mcnemar_exact(tables[0].broken, tables[0].fixed)])
 
     def removed(
         self,
@@ -153,7 +153,7 @@ class Sweep:
         self.runs = {slug: Run(folder / slug) for slug in by_slug}
         self.points = {slug: p for slug, p in by_slug.items() if self.runs[slug].state == "done"}
         self._outcomes: dict[tuple[Condition, str], Outcomes] = {}
-        self._numbers: dict[tuple[str, str, str | None, float], dict[str, Any]] = {}
+        self._numbers: dict[tuple[str, str, str | None], dict[str, Any]] = {}
 
     def slug_of(self, regime: str, condition: Condition, patch: str | None = None) -> str | None:
         """The finished point of this kind, or None."""
@@ -171,23 +171,14 @@ class Sweep:
             self._outcomes[key] = outcomes(self.runs[causal], runs, metric)
         return self._outcomes[key]
 
-    def numbers(
-        self,
-        slug: str,
-        metric: str,
-        half: str | None = None,
-        *,
-        confidence: float = stats.CONFIDENCE,
-    ) -> dict[str, Any]:
+    def numbers(self, slug: str, metric: str, half: str | None = None) -> dict[str, Any]:
         """A point's accuracy, its difference to causal, and the share of damage it removes."""
-        key = (slug, metric, half, confidence)
+        key = (slug, metric, half)
         if key not in self._numbers:  # verdicts ask for the same bootstrap again
-            self._numbers[key] = self._compute(slug, metric, half, confidence)
+            self._numbers[key] = self._compute(slug, metric, half)
         return self._numbers[key]
 
-    def _compute(
-        self, slug: str, metric: str, half: str | None, confidence: float
-    ) -> dict[str, Any]:
+    def _compute(self, slug: str, metric: str, half: str | None) -> dict[str, Any]:
         point = self.points[slug]
         outcomes = self.outcomes(point.condition, metric)
         causal = self.slug_of(str(CAUSAL), point.condition)
@@ -198,14 +189,14 @@ class Sweep:
         numbers["value"] = _number(outcomes.accuracy(slug, half))
         numbers["half_width"] = _half_width(outcomes, slug, half)
         if slug != causal:
-            judged = outcomes.judged(causal, slug, half, confidence=confidence)
+            judged = outcomes.judged(causal, slug, half)
             if judged is not None and judged.estimate is not None:
                 numbers["delta"] = asdict(judged.estimate) | {
                     "p_value": next(iter(judged.p_values), None),
                     "verdict": JSON_WORDS[judged.verdict],
                 }
             if plain is not None and slug != plain:
-                share = outcomes.removed(causal, plain, slug, half, confidence=confidence)
+                share = outcomes.removed(causal, plain, slug, half)
                 numbers["removed"] = share and asdict(share)
         return numbers
 
@@ -225,34 +216,182 @@ def _number(value: float) -> float | None:
 
 # The same in words.
 
-CI = "95 % CI"
 
-
-def removes(numbers: Mapping[str, Any], *, s: str = "s", interval: str = CI) -> str:
+def removes(numbers: Mapping[str, Any], *, s: str = "s") -> str:
     """``removes 103 % of the damage (95 % CI 71 to 140 %, n = 1,150)``, or what else can be said.
 
     ``s``: the verb's ending, none in the plural.
     """
     share, delta = numbers["removed"], numbers["delta"]
     if share and share["value"] is not None:
-        return f"remove{s} {share_text(share, interval=interval)}"
+        return f"remove{s} {share_text(share)}"
     if delta:
-        return f"differ{s} from causal by {points_text(delta, interval=interval)}{no_share(share)}"
+        return f"differ{s} from causal by {points_text(delta)}{no_share(share)}"
     return f"{'has' if s else 'have'} no causal run to compare with"
 
 
-def share_text(share: Mapping[str, Any], *, interval: str = CI) -> str:
+def share_text(share: Mapping[str, Any]) -> str:
     value, low, high = (percent(share[end]) for end in ("value", "low", "high"))
     n = formatting.count(share["n"])
-    return f"{value} % of the damage ({interval} {low} to {high} %, n = {n})"
+    return f"{value} % of the damage (95 % CI {low} to {high} %, n = {n})"
 
 
-def points_text(delta: Mapping[str, Any], *, interval: str = CI) -> str:
+def points_text(delta: Mapping[str, Any]) -> str:
     value, low, high = (
         formatting.points(delta[end], signed=True) for end in ("value", "low", "high")
     )
-    return f"{value} points ({interval} {low} to {high}, n = {formatting.count(delta['n'])})"
+    return f"{value} points (95 % CI {low} to {high}, n = {formatting.count(delta['n'])})"
 
 
 def percent(share: float) -> str:
     return f"{100 * share:.0f}".replace("-0", "0") if abs(share) < 0.005 else f"{100 * share:.0f}"
+
+
+# From which layer on may the prompt look ahead: a sweep of ``layers=A-`` read as one answer.
+#
+# The answer is the smallest A that keeps accuracy on the explore half of the items: its difference to
+# causal is within the margin, and so is that of every larger A that was swept. What is claimed of it is
+# measured on the confirm half, where it has to be shown equivalent, and on all items. Labels decide
+# here; :mod:`bidir_core.explain.recommend` predicts the same layer without any.
+
+_OPEN_FROM = re.compile(r"bidirectional:layers=(\d+)-")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """``bidirectional:layers=A-`` against causal: by half, and on all items. Shares, not points."""
+
+    first_layer: int
+    explore: stats.Estimate
+    confirm: stats.Estimate
+    whole: stats.Estimate
+
+
+@dataclass(frozen=True)
+class Law:
+    """What a sweep says. ``first_layer`` is None where no swept A keeps accuracy on explore.
+
+    ``confirm`` and ``whole`` judge it against causal; ``regained`` against plain bidirectional, on
+    the confirm half: what leaving the layers below A causal gives back.
+    """
+
+    model: str
+    n_layers: int
+    curve: tuple[Opened, ...]
+    first_layer: int | None = None
+    confirm: Judgement | None = None
+    whole: Judgement | None = None
+    regained: Judgement | None = None
+
+
+def law_of(run: Run) -> Law:
+    """Read a sweep. UserError if it has no causal point or no ``layers=A-``."""
+    return law_in(Sweep(run), "acc")
+
+
+def law_in(sweep: Sweep, metric: str) -> Law:
+    """:func:`law_of` of a sweep that is read already, by one measure."""
+    run = sweep.run
+    outcomes = sweep.outcomes(sweep.usual, metric)
+    causal = sweep.slug_of(str(CAUSAL), sweep.usual)
+    slugs = {
+        int(match[1]): slug
+        for slug, point in sweep.points.items()
+        if point.condition == sweep.usual
+        and point.patch is None
+        and (match := _OPEN_FROM.fullmatch(point.regime))
+    }
+    if plain := sweep.slug_of(str(BIDIRECTIONAL), sweep.usual):
+        slugs[0] = plain
+    if outcomes is None or causal is None or len(slugs) < 2:
+        raise UserError(
+            f"run '{run.id}' has no sweep of layers=A- with its causal run; make one with "
+            "lab --preset law, or --sweep layers=1-,2-,3-"
+        )
+    curve = []
+    for first_layer, slug in sorted(slugs.items()):
+        deltas = [outcomes.delta(causal, slug, half) for half in ("explore", "confirm", None)]
+        if any(delta is None for delta in deltas):
+            raise UserError(f"run '{run.id}': layers={first_layer}- has no items in one half")
+        curve.append(Opened(first_layer, *deltas))  # type: ignore[arg-type]
+    law = Law(run.model, int(run.config.get("n_layers") or 0), tuple(curve))
+    smallest = smallest_kept(curve, stats.MARGIN)
+    if smallest is None:
+        return law
+    chosen = slugs[smallest.first_layer]
+    return replace(
+        law,
+        first_layer=smallest.first_layer,
+        confirm=outcomes.judged(causal, chosen, "confirm"),
+        whole=outcomes.judged(causal, chosen),
+        regained=outcomes.judged(plain, chosen, "confirm") if plain and plain != chosen else None,
+    )
+
+
+def smallest_kept(curve: list[Opened], margin: float) -> Opened | None:
+    """The smallest A from which on every swept one stays within the margin on explore."""
+    chosen = None
+    for opened in reversed(curve):
+        if abs(opened.explore.value) > margin:
+            break
+        chosen = opened
+    return chosen
+
+
+def hits(law: Law, recommendation: Mapping[str, Any]) -> dict[str, bool | None]:
+    """Which of the stored predictions name the layer that labels chose. None: not predicted.
+
+    ``recommendation``: ``metrics.json`` of a ``recommend`` run of the same model.
+    """
+    predictions = recommendation.get("predictions") or {}
+    return {
+        name: None if layer is None else layer == law.first_layer
+        for name, layer in predictions.items()
+    }
+
+
+def law_summary(sweep: Sweep, metric: str) -> dict[str, Any] | None:
+    """What a sweep's ``metrics.json`` says of its law, beside the prediction that it recorded.
+
+    None for a sweep without several ``layers=A-`` or without causal, or with no item in one half.
+    """
+    try:
+        law = law_in(sweep, metric)
+    except UserError:
+        return None
+    if len(law.curve) < 3:
+        return None  # plain bidirectional and one A beside it are no sweep of A
+    predicted = sweep.run.config.get("predicted")
+    return {
+        "first_layer": law.first_layer,
+        "n_layers": law.n_layers,
+        "curve": [asdict(opened) for opened in law.curve],
+        "predicted": predicted,
+        "hits": hits(law, predicted) if predicted else {},
+        "sentence": law_sentence(law, predicted),
+    }
+
+
+def law_sentence(law: Law, predicted: Mapping[str, Any] | None = None) -> str:
+    """The law in words, and who had predicted it."""
+    if law.first_layer is None:
+        text = f"No swept layers=A- keeps accuracy within {size(stats.MARGIN)} on the explore half."
+    else:
+        assert law.confirm is not None
+        assert law.confirm.estimate is not None
+        kept = f"the first {law.first_layer} of" if law.first_layer else "none of the"
+        regime = f"layers={law.first_layer}-" if law.first_layer else str(BIDIRECTIONAL)
+        change = points(law.confirm.estimate.value, signed=True)
+        text = (
+            f"With {kept} {law.n_layers} layers causal ({regime}), accuracy stays within "
+            f"{size(stats.MARGIN)} of causal on the half of the items that chose how many; on the "
+            f"other half it differs by {change} points ({interval_text(law.confirm.estimate)}, "
+            f"n = {count(law.confirm.estimate.n)}): {phrase(law.confirm)}."
+        )
+    if predicted:
+        predictions = ", ".join(
+            f"{name} {'none' if layer is None else layer}"
+            for name, layer in predicted["predictions"].items()
+        )
+        text += f" Unlabelled prompts had predicted, by {predictions}."
+    return text

@@ -27,49 +27,34 @@ ATTENTION_FILE = "attention.json"  # in the sweep's folder: what the triviality 
 _LAYER_WORDS = "A-B, A-, windows:W, prefixes or suffixes"
 
 
-@dataclass(frozen=True)
-class Axis:
-    """One dial and its values, as written; ``windows:W`` and the like wait for the model."""
-
-    dial: str
-    values: tuple[str, ...]
-
-    def settings(self, n_layers: int) -> list[str]:
-        """``dial=value`` for each value; ``''`` where a layer range covers the whole model."""
-        full = f"0-{n_layers - 1}"
-        written = [part for value in self.values for part in _ranges(value, n_layers)]
-        return ["" if self.dial == "layers" and v == full else f"{self.dial}={v}" for v in written]
+Axis = tuple[str, tuple[str, ...]]  # a dial and its values; ``windows:W`` waits for the model
+Sweep = tuple[tuple[Axis, ...], ...]  # products of axes
 
 
-Product = tuple[Axis, ...]
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A parsed sweep; :meth:`regimes` needs to know how many layers the model has."""
-
-    text: str
-    products: tuple[Product, ...]
-
-    def regimes(self, n_layers: int) -> list[Regime]:
-        """Its points in order, each once. UserError for layers that the model lacks."""
-        regimes: dict[Regime, None] = {}
-        for product in self.products:
-            for settings in itertools.product(*(axis.settings(n_layers) for axis in product)):
+def expand(texts: Iterable[str], n_layers: int) -> list[Regime]:
+    """The points of several sweeps in order, each regime once. UserError for a wrong sweep, and for
+    layers that the model lacks."""
+    regimes: dict[Regime, None] = {}
+    for text in texts:
+        for product in parse_sweep(text):
+            for settings in itertools.product(*(_settings(axis, n_layers) for axis in product)):
                 dials = ",".join(filter(None, settings))
                 regime = parse_regime("bidirectional" + (f":{dials}" if dials else ""))
                 regime.check_layers(n_layers)
                 regimes[regime] = None
             if len(regimes) > MOST_POINTS:
                 raise UserError(
-                    f"--sweep {self.text}: more than {MOST_POINTS} points; sweep fewer values"
+                    f"--sweep {text}: more than {MOST_POINTS} points; sweep fewer values"
                 )
-        return list(regimes)
+    return list(regimes)
 
 
-def expand(sweeps: Iterable[Sweep], n_layers: int) -> list[Regime]:
-    """The points of several sweeps, each regime once."""
-    return list(dict.fromkeys(r for sweep in sweeps for r in sweep.regimes(n_layers)))
+def _settings(axis: Axis, n_layers: int) -> list[str]:
+    """``dial=value`` for each value; ``''`` where a layer range covers the whole model."""
+    dial, values = axis
+    full = f"0-{n_layers - 1}"
+    written = [part for value in values for part in _ranges(value, n_layers)]
+    return ["" if dial == "layers" and v == full else f"{dial}={v}" for v in written]
 
 
 def parse_sweep(text: str) -> Sweep:
@@ -78,10 +63,10 @@ def parse_sweep(text: str) -> Sweep:
         tuple(_axis(text, axis) for axis in product.split("*")) for product in text.split("|")
     )
     for product in products:
-        dials = [axis.dial for axis in product]
+        dials = [dial for dial, _ in product]
         if twice := next((dial for dial in dials if dials.count(dial) > 1), None):
             raise UserError(f"--sweep {text}: '{twice}' is given twice in one product")
-    return Sweep(text, products)
+    return products
 
 
 def _axis(text: str, written: str) -> Axis:
@@ -93,13 +78,13 @@ def _axis(text: str, written: str) -> Axis:
         )
     parts = [part.strip() for part in values.split(",")]
     if dial == "layers":
-        return Axis(dial, tuple(_layer_values(text, parts)))
+        return dial, tuple(_layer_values(text, parts))
     for part in parts:
         try:
             parse_regime(f"bidirectional:{dial}={part}")
         except UserError as error:
             raise UserError(f"--sweep {text}: {str(error).partition(': ')[2]}") from None
-    return Axis(dial, tuple(parts))
+    return dial, tuple(parts)
 
 
 def _layer_values(text: str, parts: Sequence[str]) -> list[str]:
@@ -164,9 +149,7 @@ def preset_sweep(preset: str | None, n_layers: int, opened: str) -> list[Regime]
     """
     if preset == "law":
         first = [f"{layer}-" for layer in LAW_LAYERS if layer < n_layers - 1]
-        return expand(
-            map(parse_sweep, (f"layers={','.join([*first, '0-0'])}", "sink=1,4")), n_layers
-        )
+        return expand((f"layers={','.join([*first, '0-0'])}", "sink=1,4"), n_layers)
     return [SINK, parse_regime(opened)] if preset == "order" else []
 
 
@@ -214,10 +197,6 @@ class LabConfig(EvalConfig):
                 "order, or --controls"
             )
 
-    @property
-    def sweeps(self) -> tuple[Sweep, ...]:
-        return tuple(parse_sweep(text) for text in self.sweep)
-
     def evaluation(self, **changes: Any) -> EvalConfig:
         """The settings of one evaluation with these changes."""
         settings = {spec.name: getattr(self, spec.name) for spec in fields(EvalConfig)}
@@ -232,6 +211,17 @@ SINK = parse_regime("bidirectional:sink=1")
 def open_from(first: int) -> Regime:
     """Bidirectional from this layer to the model's last."""
     return parse_regime(f"bidirectional:layers={first}-")
+
+
+def predicted_regime(prediction: Mapping[str, Any]) -> str:
+    """The regime that a recommendation's ``metrics.json`` predicts by the share of the KL that is
+    left; where that is not stated, by the KL itself.
+
+    The threshold in nats asks for nearly causal models, which leaves little to look ahead with.
+    """
+    predictions = prediction["predictions"]
+    first = predictions["kl"] if predictions["share"] is None else predictions["share"]
+    return str(open_from(min(first, prediction["n_layers"] - 1)))
 
 
 class Condition(NamedTuple):
@@ -370,7 +360,7 @@ def planned_points(config: LabConfig, n_layers: int | None) -> list[Point] | Non
     number of layers is needed and not known. UserError for layers the model does not have.
     """
     if n_layers is None:
-        if config.preset == "law" or any(map(_needs_layers, config.sweeps)):
+        if config.preset == "law" or any(map(_needs_layers, config.sweep)):
             return None
         n_layers = _ANY_LAYERS
     usual, controls = condition_of(config), []
@@ -380,7 +370,7 @@ def planned_points(config: LabConfig, n_layers: int | None) -> list[Point] | Non
             usual._replace(chat_template=not usual.chat_template),
         )
         controls = control_points(usual, 2, conditions, n_layers)
-    swept = preset_sweep(config.preset, n_layers, OPENED) + expand(config.sweeps, n_layers)
+    swept = preset_sweep(config.preset, n_layers, OPENED) + expand(config.sweep, n_layers)
     return lay_out(usual, swept, controls, preset_points(config.preset, usual))
 
 
@@ -388,8 +378,6 @@ OPENED = "bidirectional:layers=1-"  # stands for the regime that is not recommen
 _ANY_LAYERS = 10_000  # of a model whose number of layers does not matter
 
 
-def _needs_layers(sweep: Sweep) -> bool:
+def _needs_layers(sweep: str) -> bool:
     """Whether it names families of layers, which make as many points as there are layers."""
-    axes = (axis for product in sweep.products for axis in product if axis.dial == "layers")
-    families = ("windows:", "prefixes", "suffixes")
-    return any(value.startswith(families) for axis in axes for value in axis.values)
+    return any(word in sweep for word in ("windows:", "prefixes", "suffixes"))

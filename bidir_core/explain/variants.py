@@ -16,7 +16,7 @@ exact: what is shared is what would have been computed twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -55,13 +55,6 @@ class Rule(NamedTuple):
 
 
 Variant = tuple[Rule, ...]  # one rule a layer
-
-
-class Scored(NamedTuple):
-    """``ll[choice]``: natural log, summed over the choice's tokens. ``variant``: which one."""
-
-    variant: int
-    ll: tuple[float, ...]
 
 
 class _RulePlan(Plan):
@@ -127,8 +120,13 @@ class VariantScorer:
         """Tokens in one row: the prefixes and the tree of choices behind each."""
         return self.collated.ids.shape[1]
 
-    def score(self, variants: Sequence[Variant]) -> Iterator[Scored]:
-        """Log-likelihoods of every variant, in whatever order they come out; equal ones once."""
+    def score(
+        self, variants: Sequence[Variant], advance: Callable[[int], None] = lambda n: None
+    ) -> list[tuple[float, ...]]:
+        """Every variant's log-likelihoods by choice: natural log, summed over the choice's tokens.
+
+        Equal variants are computed once; ``advance`` hears how many are done more.
+        """
         indices: dict[Variant, list[int]] = {}
         for index, variant in enumerate(variants):
             if len(variant) != self.loaded.n_layers:
@@ -137,10 +135,13 @@ class VariantScorer:
         rank = {rule: i for i, rule in enumerate(dict.fromkeys(r for v in indices for r in v))}
         # Variants that differ only in late layers become neighbours, since they share most.
         ordered = sorted(indices, key=lambda variant: [rank[rule] for rule in variant])
+        by_index: dict[int, tuple[float, ...]] = {}
         for start in range(0, len(ordered), self.rows):
             chunk = ordered[start : start + self.rows]
             for variant, ll in zip(chunk, self._run(chunk), strict=True):
-                yield from (Scored(index, ll) for index in indices[variant])
+                by_index |= dict.fromkeys(indices[variant], ll)
+                advance(len(indices[variant]))
+        return [by_index[index] for index in range(len(variants))]
 
     def sees_alike(self, first: Rule, second: Rule) -> bool:
         """Whether two rules let every token see the same."""

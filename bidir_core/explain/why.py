@@ -18,6 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import write_json
 from bidir_core.common.progress import Progress
@@ -27,8 +29,8 @@ from bidir_core.data.tasks import load_items_by_id, name_of
 from bidir_core.evaluate import evaluate
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.explain import lab_run
+from bidir_core.explain.configs import RESULT, WhyConfig
 from bidir_core.explain.variants import Rule, VariantScorer
-from bidir_core.explain.why_config import KIND, RESULT, WhyConfig
 from bidir_core.explain.why_search import Measure, investigate, short
 from bidir_core.models import loading
 from bidir_core.models.loading import LoadedModel
@@ -228,7 +230,7 @@ def explain(config: WhyConfig) -> Path:
     loaded = loading.load_weights(plan)
     writer = lab_run.begin(
         config,
-        KIND,
+        "why",
         loaded,
         [encoded.item],
         name=config.folder_name,
@@ -354,18 +356,12 @@ def export(config: WhyConfig, path: Path | str) -> dict[str, Any]:
 def grid(loaded: LoadedModel, encoded: EncodedItem) -> list[list[list[list[int]]]]:
     """``[2, n_layers + 1, len(STRENGTHS), n_choices]``, see :func:`bidir_core.runs.dials.read_dials`."""
     n_layers = loaded.n_layers
-    places, variants = [], []
+    variants = []
     for sink in (0, 1):
         for first in range(n_layers + 1):
-            for step, strength in enumerate(STRENGTHS):
+            for strength in STRENGTHS:
                 rule = Rule(parse_regime(f"bidirectional:sink={sink},lambda={strength:g}"))
-                places.append((sink, first, step))
                 variants.append((Rule(CAUSAL),) * first + (rule,) * (n_layers - first))
-    scores: list[list[list[list[int]]]] = [
-        [[[] for _ in STRENGTHS] for _ in range(n_layers + 1)] for _ in (0, 1)
-    ]
-    for scored in VariantScorer(loaded, encoded).score(variants):
-        sink, first, step = places[scored.variant]
-        best = max(scored.ll)
-        scores[sink][first][step] = [round(100 * (ll - best)) for ll in scored.ll]
-    return scores
+    ll = np.array(VariantScorer(loaded, encoded).score(variants))
+    behind = np.rint(100 * (ll - ll.max(1, keepdims=True))).astype(int)
+    return behind.reshape(2, n_layers + 1, len(STRENGTHS), -1).tolist()

@@ -13,11 +13,12 @@ from itertools import islice
 from typing import Any
 
 from bidir_core.common.errors import UserError
-from bidir_core.data.encoding import EncodedItem, Encoder, Tokens, check_lengths
+from bidir_core.data.encoding import EncodedItem, Encoder, check_lengths
 from bidir_core.data.items import Item, choice_lengths
 from bidir_core.evaluate.scoring import score_one
+from bidir_core.explain.configs import MAX_TOKEN_SPANS
+from bidir_core.explain.observe import pieces
 from bidir_core.explain.variants import Rule, Variant, VariantScorer
-from bidir_core.explain.why_config import MAX_TOKEN_SPANS
 from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import CAUSAL, Regime
 
@@ -88,11 +89,7 @@ def investigate(
         advance(done, total)
 
     counted(0)
-    by_variant: list[tuple[float, ...]] = [()] * len(variants)
-    for scored in scorer.score(variants):
-        by_variant[scored.variant] = scored.ll
-        counted(1)
-    in_order = iter(by_variant)
+    in_order = iter(scorer.score(variants, counted))
     ll = {name: list(islice(in_order, len(family))) for name, family in families.items()}
     _check_against_scoring(loaded, encoded, regime, ll["ends"])
     before, after = map(measure.choice, ll["ends"])
@@ -133,16 +130,6 @@ def investigate(
         "lambda": strengths,
     }
     return result, scorer.computed_tokens
-
-
-def pieces(text: str, tokens: Tokens) -> list[str]:
-    """The text cut at its tokens' ends; characters no token claims go with the one that follows."""
-    cut, position = [], 0
-    for _, end in tokens.offsets.tolist():
-        end = max(min(end, len(text)), position)
-        cut.append(text[position:end])
-        position = end
-    return cut
 
 
 def _spans(
@@ -195,9 +182,8 @@ def _find_lambda(
         for _ in range(LAMBDA_ROUNDS if low else 0):
             ratio = (high / low) ** (1 / (LAMBDA_INSIDE + 1))
             inside = [low * ratio**step for step in range(1, LAMBDA_INSIDE + 1)]
-            for scored in scorer.score([_at_strength(opened, strength) for strength in inside]):
-                points[inside[scored.variant]] = point(scored.ll)
-                advance(1)
+            ll = scorer.score([_at_strength(opened, strength) for strength in inside], advance)
+            points |= zip(inside, map(point, ll), strict=True)
             bracket = [low, *inside, high]
             changed = [points[strength]["choice"] != before for strength in bracket]
             flipped = changed.index(True, 1)
@@ -282,10 +268,10 @@ def rescore(
         for layer, rule in enumerate(opened)
     )
     scorer = VariantScorer(loaded, encoded)
-    by_variant = {scored.variant: scored.ll for scored in scorer.score([causal, opened, changed])}
+    ll = scorer.score([causal, opened, changed])
     names = ("causal", "regime", "changed")
     return {
-        "ll": {name: short(by_variant[number]) for number, name in enumerate(names)},
+        "ll": {name: short(values) for name, values in zip(names, ll, strict=True)},
         "pieces": pieces(encoded.contexts[0], encoded.prefixes[0]),
         "n_prefix": n_prefix,
     }

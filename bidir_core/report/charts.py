@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,11 +18,10 @@ from bidir_core.common import formatting
 from bidir_core.data.item_texts import visible
 from bidir_core.regimes import parse_regime
 from bidir_core.report import plots
-from bidir_core.report.markdown import Table
+from bidir_core.report.markdown import Interval, Table
 from bidir_core.report.rows import Look, Row, interval_rows
 from bidir_core.report.sections import FRONT, Report
 
-LABEL = 300  # characters of a label at most; a chart breaks it into lines
 IN_LEGEND = 36  # characters a line
 CURVE_COLOURS = {NAMES.get(code, code): hue for code, hue in plots.OBJECTIVE_COLOURS.items()}
 
@@ -143,18 +142,18 @@ def recovery(frame: pd.DataFrame) -> go.Figure:
     for (arm, regime), part in frame.groupby(["Arm", "Regime"], sort=False):
         name, _, variant = str(arm).partition(" (method")
         causal = regime == CAUSAL
-        spread = part["Seeds low to high"]
-        errors = {
-            side: [_reach(value, seeds, sign) for value, seeds in zip(part["Macro acc"], spread)]
-            for side, sign in (("array", 1), ("arrayminus", -1))
-        }
+        means = part["Macro acc"].tolist()
+        spreads = [
+            seeds if isinstance(seeds, Interval) else Interval(mean, mean)  # of a single seed
+            for mean, seeds in zip(means, part["Seeds low to high"])
+        ]
+        label = visible(f"{regime}, {arm}" if several else str(arm))
+        lines = textwrap.wrap(label, IN_LEGEND, max_lines=4, placeholder=" …")
         figure.add_scatter(
             x=part["Step"].tolist(),
-            y=(100 * part["Macro acc"]).tolist(),
+            y=[100 * mean for mean in means],
             mode="lines+markers",
-            name=plots.in_lines(
-                plots.wrapped(_label(f"{arm}, {regime}" if several else str(arm), LABEL), IN_LEGEND)
-            ),
+            name="<br>".join(map(plots.inert, lines)),
             line={
                 "color": CURVE_COLOURS.get(name, plots.GREEN),
                 "width": 2,
@@ -167,8 +166,9 @@ def recovery(frame: pd.DataFrame) -> go.Figure:
             error_y={
                 "type": "data",
                 "symmetric": False,
-                "visible": any(map(any, errors.values())),
-                **errors,
+                "visible": any(low < high for low, high in spreads),
+                "array": [100 * (seeds.high - mean) for mean, seeds in zip(means, spreads)],
+                "arrayminus": [100 * (mean - seeds.low) for mean, seeds in zip(means, spreads)],
             },
             hovertemplate="step %{x}: %{y:.1f} %<extra>%{fullData.name}</extra>",
         )
@@ -197,16 +197,3 @@ def training_loss(steps: Sequence[int], losses: Sequence[float]) -> go.Figure:
     )
     _by_step(figure, 280, "Loss, nats a token")
     return figure
-
-
-def _reach(value: float, seeds: object, sign: int) -> float:
-    """How far the seeds reach above (1) or below (-1) their mean; 0 for a single seed."""
-    if seeds is None or (isinstance(seeds, float) and math.isnan(seeds)):
-        return 0.0
-    end = seeds.high if sign > 0 else seeds.low  # type: ignore[attr-defined]
-    return 100 * abs(end - value)
-
-
-def _label(text: object, length: int) -> str:
-    shown = visible(" ".join(str(text).split()))
-    return shown if len(shown) <= length else shown[: length - 1].rstrip() + "…"

@@ -9,20 +9,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from bidir_core.analyse.contrasts import cell_title
+from bidir_core.analyse.flips import flips_of
+from bidir_core.analyse.pairing import Metric, PairedItems, pair, repeats
+from bidir_core.analyse.study import CAUSAL, Cell, Study
 from bidir_core.common import formatting
+from bidir_core.common.errors import UserError
 from bidir_core.common.version import __version__
+from bidir_core.data import item_texts
 from bidir_core.data.item_texts import visible
 from bidir_core.report.charts import Chart, charts
 from bidir_core.report.markdown import Table
 from bidir_core.report.sections import ALL_SECTIONS, FLIPS, Report, Section
-from bidir_core.report.top_flips import TOP, flip_tables
+from bidir_core.runs.run import Run
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
@@ -185,3 +194,186 @@ def paragraphs(markdown: str) -> Markup:
     """Paragraphs and lists of a section's text; no number stands apart from its sign."""
     text = visible(markdown).replace(" %", "\u00a0%").replace("n = ", "n\u00a0=\u00a0")
     return Markup(_parser().render(text))
+
+
+# The items that flipped most between two runs, with what both said of them.
+
+CLASSES = ("broken", "fixed", "changed_wrong")
+TOP = 40  # of each class: what a reader looks at, in a file small enough to mail
+CONTEXT, CHOICE = 900, 400  # characters kept of each
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One choice of an item and its log-likelihood (nats) in both runs."""
+
+    text: str
+    ll_a: float
+    ll_b: float
+    gold: bool
+    pred_a: bool
+    pred_b: bool
+
+
+@dataclass(frozen=True)
+class FlipRow:
+    """One item whose answer changed. ``change``: of the right choice's margin, in nats."""
+
+    item_id: str
+    task: str
+    flip: str
+    context: str
+    choices: tuple[Choice, ...]
+    margin_a: float
+    margin_b: float
+    doc_hash: str = ""
+
+    @property
+    def change(self) -> float:
+        return self.margin_b - self.margin_a
+
+
+@dataclass(frozen=True)
+class FlipTable:
+    """The top flips of run b against run a; ``counts`` are of all their paired items."""
+
+    a: str
+    b: str
+    run_a: str
+    run_b: str
+    n: int
+    counts: dict[str, int]
+    rows: tuple[FlipRow, ...]
+
+    @property
+    def has_texts(self) -> bool:
+        return any(row.context for row in self.rows)
+
+
+def flip_tables(study: Study, metric: Metric, *, top: int = TOP) -> list[FlipTable]:
+    """What the mask broke (stage 1 to stage 2) and what training fixed (stage 2 to stage 4).
+
+    Pairs without items are left out; of several seeds the first is shown.
+    """
+    base, regime = study.base, study.regime
+    cells: list[tuple[Cell, Cell]] = [((base, CAUSAL), (base, regime))]
+    for arm in study.trained("3B", "distill")[:1]:
+        arm_regime = study.own_regime(arm)
+        cells.append(((base, arm_regime), (arm, arm_regime)))
+    flips = []
+    for a, b in cells:
+        runs = [next(iter(study.runs(*cell).values()), None) for cell in (a, b)]
+        if runs[0] is None or runs[1] is None or not all(run and run.has_items for run in runs):
+            continue
+        try:
+            pairs = pair(runs[0], runs[1], metric)
+            flips.append(flip_table(cell_title(study, a), cell_title(study, b), pairs, top))
+        except UserError:
+            continue  # the section on differences says why they do not pair
+    return flips
+
+
+def flip_table(
+    a: str,
+    b: str,
+    pairs: PairedItems,
+    top: int,
+    *,
+    kinds: Sequence[str] = CLASSES,
+    by_task: bool = False,
+    also: Collection[str] = (),
+) -> FlipTable:
+    """The top flips between two paired runs, called ``a`` and ``b``: ``top`` of each kind, or of
+    each kind in each task. ``also``: ids of items to have in any case, after them."""
+    frame = flips_of(pairs)
+    classes = pairs.flip
+    strength = frame["margin_change"].abs().fillna(0.0).to_numpy()
+    ids = frame["item_id"].to_numpy(dtype=str)
+    # Largest margin change first; the item's id settles ties, so that a report repeats itself.
+    order = np.lexsort((ids, -strength))
+    chosen = []
+    for task in dict.fromkeys(pairs.task.tolist()) if by_task else [None]:
+        rows = order if task is None else order[pairs.task[order] == task]
+        chosen += [row for name in kinds for row in rows[classes[rows] == name][:top]]
+    chosen += [row for row in np.flatnonzero(np.isin(ids, list(also))) if row not in chosen]
+    return FlipTable(
+        a=a,
+        b=b,
+        run_a=pairs.run_a.id,
+        run_b=pairs.run_b.id,
+        n=pairs.n,
+        counts={name: int((classes == name).sum()) for name in CLASSES},
+        rows=tuple(_rows(pairs, frame, np.array(chosen, dtype=np.int64))),
+    )
+
+
+def _rows(pairs: PairedItems, frame: pd.DataFrame, chosen: np.ndarray) -> list[FlipRow]:
+    if not len(chosen):
+        return []
+    columns = ("task", "doc_id", "doc_hash", "gold", "contexts", "continuations", "ll")
+    sides = [
+        run.items_table(columns).take(rows[chosen]).to_pylist()
+        for run, rows in ((pairs.run_a, pairs.rows_a), (pairs.run_b, pairs.rows_b))
+    ]
+    _join_texts(pairs.run_a, *sides)
+    out = []
+    for index, first, second in zip(chosen.tolist(), *sides, strict=True):
+        if first["ll"] is None or second["ll"] is None:
+            continue  # this run kept its choice but not the scores
+        line = frame.iloc[index]
+        texts = first if first["contexts"] is not None else second
+        gold, scores = int(line["gold"]), list(zip(first["ll"], second["ll"], strict=True))
+        out.append(
+            FlipRow(
+                item_id=str(line["item_id"]),
+                task=str(line["task"]),
+                flip=str(line["flip"]),
+                context=_context(texts["contexts"], gold),
+                choices=tuple(
+                    Choice(text, *scores[i], i == gold, i == line["pred_a"], i == line["pred_b"])
+                    for i, text in enumerate(_choices(texts, len(scores)))
+                ),
+                margin_a=float(line["margin_a"]),
+                margin_b=float(line["margin_b"]),
+                doc_hash=str(first["doc_hash"]),
+            )
+        )
+    return out
+
+
+def _join_texts(run: Run, first: list[dict], second: list[dict]) -> None:
+    """Give compact records their texts back, if the data are on this machine."""
+    bare = [a for a, b in zip(first, second) if a["contexts"] is None and b["contexts"] is None]
+    if run.settings.get("context") not in (None, "full"):
+        return
+    split = str(run.settings.get("split") or "validation")
+    for task in dict.fromkeys(record["task"] for record in bare):
+        records = [record for record in bare if record["task"] == task]
+        rows = [record["doc_id"] for record in records]
+        texts = item_texts.load(task, rows, split, repeats(run.settings))
+        for record in records:
+            item_texts.fill(record, texts)
+
+
+def _context(contexts: Sequence[str] | None, gold: int) -> str:
+    if not contexts:
+        return ""
+    return cut(contexts[gold if len(contexts) > 1 else 0], CONTEXT)
+
+
+def _choices(texts: dict, n_choices: int) -> list[str]:
+    """The choices' texts; where they differ by their context (winogrande), that difference."""
+    if texts["continuations"] is None:
+        return [f"choice {i}" for i in range(n_choices)]
+    given = texts["continuations"]
+    if len(texts["contexts"]) > 1:
+        given = item_texts.distinct_ends(texts["contexts"])
+    return [cut(text.strip(), CHOICE) for text in given]
+
+
+def cut(text: str, length: int) -> str:
+    """At most ``length`` characters: the beginning and, what matters more to a model, the end."""
+    if len(text) <= length:
+        return text
+    head = length // 3
+    return f"{text[:head].rstrip()} [… {len(text) - length:,} characters …] {text[head - length :].lstrip()}"

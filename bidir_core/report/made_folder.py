@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import io
 import json
 import os
 import shutil
 import tempfile
-import zipfile
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,13 +74,14 @@ class MadeFolder:
         return target
 
     def zipped(self, name: str, command: str, write: Callable[[Path], None]) -> bytes:
-        """The same as one ZIP file, in which the folder is called ``name``; nothing stays on disk.
-        The same files give the same bytes."""
+        """The same as one ZIP file, in which the folder is called ``name``; nothing stays on disk."""
         with tempfile.TemporaryDirectory(prefix="bidir-zip-") as temporary:
-            folder = Path(temporary)
+            folder = Path(temporary) / name
+            folder.mkdir()
             write(folder)
             self._sign(folder, command)
-            return _zipped(folder, name)
+            archive = shutil.make_archive(f"{temporary}/made", "zip", temporary, name)
+            return Path(archive).read_bytes()
 
     def _sign(self, folder: Path, command: str) -> None:
         """Write down what was written, and flush all of it to disk."""
@@ -98,28 +98,15 @@ class MadeFolder:
                 os.fsync(file.fileno())
 
 
-def _zipped(folder: Path, name: str) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                entry = zipfile.ZipInfo(f"{name}/{path.relative_to(folder).as_posix()}")
-                entry.external_attr = 0o644 << 16
-                archive.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED)
-    return out.getvalue()
-
-
 @contextmanager
 def _temporary_sibling(target: Path) -> Iterator[Path]:
     """A temporary folder next to the target, so that a rename suffices; gone afterwards."""
     target.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{target.name}.being-written-"  # nobody's own files are called that
     remove_left_overs(target.parent, f"{glob.escape(prefix)}*")
-    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
-    umask = os.umask(0)
-    os.umask(umask)
+    temporary = target.with_name(f"{prefix}{uuid.uuid4().hex}")
+    temporary.mkdir()
     try:
-        os.chmod(temporary, 0o777 & ~umask)  # mkdtemp lets nobody else read
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The paper's figures, drawn with matplotlib: differences, stages, the 2x2, the recovery curve.
+"""The paper's figures, drawn with matplotlib: paired differences, and the level of every stage.
 
 Each function takes the report's numbers and returns a figure, or None where the study has nothing
 to draw. The files come out the same byte for byte.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from bidir_core.analyse.contrasts import Contrast, cell_title, level
 from bidir_core.analyse.judgement import Findings
-from bidir_core.analyse.study import CAUSAL, Arm, ordered_cells
+from bidir_core.analyse.study import CAUSAL, ordered_cells
 from bidir_core.analyse.verdict import Judgement
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
-from bidir_core.report.paper_claims import METRICS
 from bidir_core.report.sections import Report
-from bidir_core.report.tables import curve_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+METRICS = {"acc": "accuracy", "acc_norm": "length-normalised accuracy"}
 
 GREY, BLUE, RED, GREEN, FAINT = "#5f5f5f", "#0072B2", "#D55E00", "#009E73", "#d0d0d0"
 
@@ -163,83 +163,9 @@ def ladder(numbers: Findings) -> Figure | None:
     return figure
 
 
-def two_by_two(numbers: Findings) -> Figure | None:
-    """Each arm under causal attention and under its regime: parallel lines mean no interaction.
-
-    Symbols are moved apart to be told from one another; variants of an arm are dashed and open.
-    """
-    study = numbers.study
-    arms = [
-        arm
-        for arm in study.arms
-        if not arm.leaky and study.runs(arm, CAUSAL) and study.runs(arm, study.own_regime(arm))
-    ]
-    if len(arms) < 2:
-        return None
-    figure = _new_figure(2.9)
-    axes = figure.subplots()
-    for i, arm in enumerate(arms):
-        shift = 0.05 * (i - (len(arms) - 1) / 2)
-        regimes = (CAUSAL, study.own_regime(arm))
-        levels = [level(study.runs(arm, regime), numbers.metric) for regime in regimes]
-        points = [
-            (x + shift, accuracy) for x, accuracy in enumerate(levels) if accuracy is not None
-        ]
-        x, y = [x for x, _ in points], [accuracy.value for _, accuracy in points]
-        axes.plot(x, y, markersize=5, linewidth=1.2, **_look(arm))
-        for place, accuracy in points:
-            if accuracy.interval is not None:
-                ends = [accuracy.interval.low, accuracy.interval.high]
-                axes.plot([place, place], ends, color=_look(arm)["color"], linewidth=0.9)
-    axes.set_xticks([0, 1], ["causal attention", "bidirectional prefill"])
-    axes.set_xlim(-0.35, 1.35)
-    axes.set_ylabel(f"macro {METRICS[numbers.metric]}")
-    figure.legend(loc="outside right upper", frameon=False)
-    return figure
-
-
-def curve(numbers: Findings) -> Figure | None:
-    """Quick evaluations along the training, a panel for each regime; a band over the seeds."""
-    table = curve_table(numbers.study.finetunes)
-    if not table:
-        return None
-    names = [column.name for column in table.columns]
-    points = [dict(zip(names, row, strict=True)) for row in table.rows]
-    arms = {arm.title: arm for arm in numbers.study.finetunes}
-    regimes = sorted(
-        {point["Regime"] for point in points}, key=lambda regime: (regime == CAUSAL, regime)
-    )
-    figure = _new_figure(2.6)
-    panels = figure.subplots(1, len(regimes), sharey=True, squeeze=False)[0]
-    for axes, regime in zip(panels, regimes, strict=True):
-        for title, arm in arms.items():
-            arm_points = [p for p in points if (p["Arm"], p["Regime"]) == (title, regime)]
-            if arm_points:
-                _curve_line(axes, arm, sorted(arm_points, key=lambda point: point["Step"]))
-        axes.set_title(shorten(regime), loc="left")
-        axes.set_xlabel("steps")
-        axes.grid(axis="y", color=FAINT, linewidth=0.5)
-    panels[0].set_ylabel("macro accuracy, quick evaluation")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    return figure
-
-
-def _curve_line(axes: Axes, arm: Arm, points: Sequence[Mapping[str, Any]]) -> None:
-    """``points``: rows of the report's curve table, of one arm and regime, by step."""
-    steps, means = [p["Step"] for p in points], [p["Macro acc"] for p in points]
-    axes.plot(steps, means, markersize=3.5, linewidth=1, **_look(arm))
-    spreads = [p["Seeds low to high"] or (p["Macro acc"], p["Macro acc"]) for p in points]
-    low, high = zip(*spreads, strict=True)
-    if low != high:
-        axes.fill_between(steps, low, high, color=_look(arm)["color"], alpha=0.15, linewidth=0)
-
-
 FIGURES: dict[str, Callable[[Findings], Figure | None]] = {
     "forest": forest,
     "ladder": ladder,
-    "two_by_two": two_by_two,
-    "curve": curve,
 }
 
 # How figures look: one style, one palette.
@@ -312,18 +238,6 @@ def _new_figure(height: float) -> Figure:
 def shorten(text: str, most: int = 48) -> str:
     line = " ".join(text.split())
     return line if len(line) <= most else line[: most - 1] + "…"
-
-
-def _look(arm: Arm) -> dict[str, Any]:
-    """A line's colour, symbol, dashes and name; variants of an arm are dashed and open."""
-    colour, marker = LOOKS.get(arm.code, (GREY, "v"))
-    return {
-        "color": colour,
-        "marker": marker,
-        "linestyle": "dashed" if arm.variant else "solid",
-        "markerfacecolor": "white" if arm.variant else colour,
-        "label": shorten(arm.title),
-    }
 
 
 def _rows_axis(axes: Axes, labels: list[str]) -> None:

@@ -3,8 +3,7 @@ and never carry a meaning alone: a symbol or a word stands beside them."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ GREY, BLUE, RED, GREEN = "#7f7f7f", "#0072B2", "#D55E00", "#009E73"
 # By code of a training objective: 3B, its control, distillation, the leaky one.
 OBJECTIVE_COLOURS = {"3B": BLUE, "3C": GREY, "distill": GREEN, "3A": RED}
 FAINT = "rgba(127,127,127,0.28)"
-LABEL_WIDTH, LABEL_LINES = 40, 4  # characters that fit beside a chart, and lines of them
 # For axes that stay as they are, without a grid. Letting the browser measure the labels for a margin
 # takes twice as long.
 PLAIN_AXIS: dict[str, Any] = {
@@ -41,34 +39,6 @@ def lay_out(
 def inert(text: object) -> str:
     """Text that Plotly shows as it is: its labels otherwise read a little HTML, links included."""
     return str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def wrapped(text: object, width: int = LABEL_WIDTH) -> list[str]:
-    """A label in lines of at most ``width`` characters: broken between phrases, else between words
-    or a regime's dials.
-
-    What four lines don't hold is left out before the last: a label's end is its regime.
-    """
-    lines = [""]
-
-    def add(piece: str) -> None:
-        if lines[-1] and len(f"{lines[-1]}{piece}".rstrip()) > width:
-            lines.append("")
-        lines[-1] += piece
-
-    for part in re.split(r"(?<=, )", " ".join(str(text).split())):
-        fits = len(part.rstrip()) <= width
-        for piece in [part] if fits else re.findall(r"[^\s,]+,?\s*|,\s*", part):
-            add(piece)
-    if len(lines) > LABEL_LINES:
-        lines = [*lines[: LABEL_LINES - 2], f"{lines[LABEL_LINES - 2].rstrip()} …", lines[-1]]
-    lines = [line.rstrip() for line in lines]
-    return [x if len(x) <= width else x[: width - 1].rstrip() + "…" for x in lines]
-
-
-def in_lines(lines: Iterable[str]) -> str:
-    """Lines as Plotly shows them, each as it is."""
-    return "<br>".join(map(inert, lines))
 
 
 def ink(figure: go.Figure, colour: str, soft: str) -> go.Figure:

@@ -50,16 +50,14 @@ def curves(
     """
     figure = go.Figure()
     for height, word in levels:
-        figure.add_hline(y=height, line={"color": GREY, "width": 1.3, "dash": "dot"})
-        figure.add_annotation(
-            x=1,
-            xref="paper",
+        figure.add_hline(
             y=height,
-            text=inert(word),
-            showarrow=False,
-            xanchor="left",
-            xshift=6,
-            font={"size": 12, "color": GREY},
+            line={"color": GREY, "width": 1.3, "dash": "dot"},
+            annotation={
+                "text": inert(word),
+                "font": {"size": 12, "color": GREY},
+                "xanchor": "left",
+            },
         )
     at, labels = zip(*ticks, strict=True) if ticks else ((), ())
     reach = (max(at) - min(at) if len(set(at)) > 1 else 1.0) if at else 1.0

@@ -29,7 +29,7 @@ from bidir_core.common.formatting import count, points
 from bidir_core.data.assets import title_of
 from bidir_core.data.builtin_tasks import ORDER_TASKS
 from bidir_core.explain.controls import OUTCOME_WORDS, largest_summary, with_observation
-from bidir_core.explain.law import Law, law_of
+from bidir_core.explain.sweep_outcomes import Law, law_of
 from bidir_core.runs.layout import FINETUNE_DIRS
 from bidir_core.runs.run import Run
 

@@ -24,14 +24,20 @@ from bidir_core.common.errors import UserError
 from bidir_core.common.files import Damaged
 from bidir_core.common.version import __version__
 from bidir_core.data.tasks import name_of
-from bidir_core.explain.why_config import KIND, RESULT
+from bidir_core.explain.configs import RESULT
 from bidir_core.report.charts import verdict_row
-from bidir_core.report.html_page import POLICY, inlined, template
+from bidir_core.report.html_page import (
+    POLICY,
+    FlipRow,
+    FlipTable,
+    flip_table,
+    inlined,
+    template,
+)
 from bidir_core.report.made_folder import MadeFolder
 from bidir_core.report.rows import Row as ChartRow
 from bidir_core.report.rows import interval_rows
 from bidir_core.report.scorecard import Cell, Row, answer, scorecard
-from bidir_core.report.top_flips import FlipRow, FlipTable, flip_table
 from bidir_core.runs.dials import COMMITTED, STRENGTHS, read_dials
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import runs_roots
@@ -283,7 +289,7 @@ class _Known:
             kind = run.config.get("kind")
             if run.state != "done" or run.settings.get("checkpoint"):
                 continue
-            if kind == KIND and (why := _read_why(run)) is not None:
+            if kind == "why" and (why := _read_why(run)) is not None:
                 item = f"{name_of(str(run.settings.get('task')))}/{run.settings.get('doc_id')}"
                 self.why.setdefault((run.model, run.regime, item), why)
             elif kind == "attend" and (seen := _read_attention(run)) is not None:

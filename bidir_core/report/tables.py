@@ -16,7 +16,7 @@ from bidir_core.analyse.contrasts import (
 )
 from bidir_core.analyse.judgement import Findings
 from bidir_core.analyse.pairing import Metric
-from bidir_core.analyse.study import CAUSAL, RECIPE_FIELDS, Arm, Cell, Study, ordered_cells
+from bidir_core.analyse.study import CAUSAL, Arm, Cell, Study, ordered_cells
 from bidir_core.analyse.verdict import word
 from bidir_core.regimes import parse_regime
 from bidir_core.report.markdown import NOT_RUN, Column, Entry, Interval, Kind, Table
@@ -157,19 +157,13 @@ def same_training(study: Study, arm: Arm) -> str | None:
     theirs = study.finetunes.get(control) if control is not None else None
     if not ours or not theirs:
         return None
-    differing = []
-    for seed in sorted(set(ours) & set(theirs)):
-        a, b = ours[seed], theirs[seed]
-        for name in (*RECIPE_FIELDS, "seed"):
-            if a.settings.get(name) != b.settings.get(name):
-                differing.append(name)
-        if a.config.get("data_fingerprint") != b.config.get("data_fingerprint"):
-            differing.append("the data themselves")
-    if set(ours) != set(theirs):
-        differing.append("the seeds")
-    if differing:
-        return "do NOT share " + ", ".join(dict.fromkeys(differing))
-    return "share data, order, steps and seeds"
+    data, others = (
+        {seed: run.config.get("data_fingerprint") for seed, run in runs.items()}
+        for runs in (ours, theirs)
+    )
+    if set(data) != set(others):  # a control has the arm's recipe
+        return "do NOT share the seeds"
+    return "share data, order, steps and seeds" if data == others else "do NOT share the data"
 
 
 def _text(value: Any) -> str | None:

@@ -15,7 +15,7 @@ from bidir_core.common.files import Damaged
 from bidir_core.data import assets, tasks
 from bidir_core.data.tasks import name_of
 from bidir_core.evaluate.config import EvalConfig
-from bidir_core.explain.why_config import RESULT, expected_tokens
+from bidir_core.explain.configs import RESULT, expected_tokens
 from bidir_core.jobs import estimate
 from bidir_core.jobs.cost_model import Work
 from bidir_core.jobs.estimate import start_seconds

@@ -13,7 +13,7 @@ import streamlit as st
 from bidir_core import regimes
 from bidir_core.common.errors import UserError
 from bidir_core.explain import attend_files as files
-from bidir_core.explain.attend_config import MOST_REGIMES
+from bidir_core.explain.configs import MOST_REGIMES
 from bidir_ui.kit import fmt
 from bidir_ui.reading import data
 from bidir_ui.reading.data import BY_CHANGE, RunInfo

@@ -12,7 +12,7 @@ from bidir_core import jobs
 from bidir_core.common.errors import UserError
 from bidir_core.data import item_texts
 from bidir_core.data.assets import EMBEDDED_MODEL
-from bidir_core.explain.attend_config import AttendConfig, attend_words
+from bidir_core.explain.configs import AttendConfig, attend_words
 from bidir_core.report import plots_attend
 from bidir_core.report.plots_attend import Line
 from bidir_core.runs.layout import is_read_only

@@ -12,7 +12,7 @@ from bidir_core.data.encoding import Encoder
 from bidir_core.data.items import Item
 from bidir_core.evaluate.patching import parse_patch
 from bidir_core.evaluate.scoring import Scorer, plan_scoring
-from bidir_core.explain import recommend_measure
+from bidir_core.explain import recommend
 from bidir_core.explain.generate import Sampling, generate
 from bidir_core.models.attention import rope_switch
 from bidir_core.models.families import tiny_config, tiny_loaded, tiny_tokenizer
@@ -88,11 +88,8 @@ def test_what_is_patched_in_is_read_as_the_prompt_is() -> None:
 
 
 def test_prompts_on_both_sides_are_measured_apart() -> None:
-    assert list(recommend_measure._batches([0, 1, 2, 3], [5, 30, 41, 50], 1000, SWITCH)) == [
-        [0, 1],
-        [2, 3],
-    ]
-    assert list(recommend_measure._batches([0, 1], [30, 41], 1000, None)) == [[0, 1]]
+    assert list(recommend._batches([5, 30, 41, 50], 1000, SWITCH)) == [[3, 2], [1, 0]]
+    assert list(recommend._batches([30, 41], 1000, None)) == [[1, 0]]
 
 
 def test_where_the_switch_is() -> None:

@@ -18,7 +18,7 @@ from bidir_core.evaluate import evaluate, scoring
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.explain import sweep as lab_run_sweep
 from bidir_core.explain.controls import OUTCOME_WORDS
-from bidir_core.explain.sweep_points import LabConfig, expand, parse_sweep
+from bidir_core.explain.sweep_points import LabConfig, expand
 from bidir_core.explain.sweep_summary import summarise_sweep
 from bidir_core.runs.find import find_run, list_runs
 from bidir_core.runs.records import RECORD_FIELDS
@@ -28,7 +28,7 @@ from tests.lab_factory import make_sweep
 
 def dials(text: str, n_layers: int = 6) -> list[str]:
     """Its regimes, without "bidirectional" in front."""
-    regimes = map(str, parse_sweep(text).regimes(n_layers))
+    regimes = map(str, expand([text], n_layers))
     return [regime.removeprefix("bidirectional").lstrip(":") for regime in regimes]
 
 
@@ -49,8 +49,7 @@ def test_layer_families() -> None:
     assert dials("layers=prefixes", 3) == ["layers=0-0", "layers=0-1", ""]
     assert dials("layers=suffixes", 3)[-1] == "layers=2-2"
     assert dials("layers=windows:5,0-0,3-4", 6)[-2:] == ["layers=0-0", "layers=3-4"]
-    both = [parse_sweep("layers=windows:1"), parse_sweep("layers=0-0|sink=0")]
-    assert len(expand(both, 4)) == 5
+    assert len(expand(["layers=windows:1", "layers=0-0|sink=0"], 4)) == 5
 
 
 @pytest.mark.parametrize(

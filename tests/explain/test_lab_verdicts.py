@@ -1,125 +1,12 @@
-"""The best points of a sweep: what several dials' verdicts on the same items are worth together."""
+"""What the controls of a sweep say: outcomes from intervals alone."""
 
-import numpy as np
 import pytest
 
-from bidir_core.analyse import stats
 from bidir_core.analyse.stats import student_mean
 from bidir_core.explain.controls import answer, observed
-from bidir_core.explain.sweep_outcomes import Outcomes
 from bidir_core.explain.sweep_points import CLIP, RANDOM, Point, control_points
-from bidir_core.explain.sweep_summary import (
-    best_sentence,
-    choose,
-    p_of_no_difference,
-)
 from tests.attend_factory import make_summary
 from tests.lab_factory import N_LAYERS, USUAL, make_sweep
-
-DIALS = ("sink", "lambda", "layers", "tail")
-CANDIDATES = 3
-WORLDS = 300
-
-
-def world(rng: np.random.Generator, gains: dict[str, float], n: int = 160) -> Outcomes:
-    """Two tasks of ``n`` items; a dial's points are right as often as bidirectional, plus a gain.
-
-    Half of an item's luck is shared by all points, as runs of one model agree on many items.
-    """
-    task = np.repeat(["a", "b"], n)
-    shared = rng.random(2 * n)
-
-    def answers(accuracy: float) -> np.ndarray:
-        own = rng.random(2 * n)
-        return np.where(rng.random(2 * n) < 0.5, shared, own) < accuracy
-
-    right = {"bidirectional": answers(0.4), "causal": answers(0.55)}
-    for dial in DIALS:
-        for number in range(CANDIDATES):
-            right[f"{dial}-{number}"] = answers(0.4 + gains.get(dial, 0.0))
-    return Outcomes(
-        task=task,
-        halves=np.where(rng.random(2 * n) < 0.5, "explore", "confirm"),
-        right=right,
-        known={slug: np.ones(2 * n, dtype=bool) for slug in right},
-    )
-
-
-def judged(outcomes: Outcomes) -> tuple[list[float], list[float]]:
-    """p of each dial's best point, chosen and judged as a sweep does: alone, and after Holm."""
-    chosen = [
-        choose(outcomes, [f"{dial}-{i}" for i in range(CANDIDATES)], "explore") for dial in DIALS
-    ]
-    tables = [outcomes.tables("bidirectional", slug, "confirm") for slug in chosen]
-    p_values = list(map(p_of_no_difference, tables))
-    return p_values, stats.holm(p_values)
-
-
-@pytest.fixture(scope="module")
-def without_effect() -> list[tuple[list[float], list[float]]]:
-    rng = np.random.default_rng(20261123)
-    return [judged(world(rng, {})) for _ in range(WORLDS)]
-
-
-def test_with_no_effect_anywhere_few_families_claim_one(without_effect) -> None:
-    """300 worlds: binomial(300, 0.05) is at most 25 in 99.6 % of cases."""
-    alone = sum(min(p) < stats.ALPHA for p, _ in without_effect)
-    together = sum(min(p) < stats.ALPHA for _, p in without_effect)
-    assert together <= 25
-    # Judged one by one they claim an effect far too often: the adjustment is needed.
-    assert alone > 25
-
-
-def test_the_p_value_is_where_the_interval_reaches_zero() -> None:
-    rng = np.random.default_rng(1)
-    for gain in (0.06, 0.12, -0.08):
-        first = [rng.random(150) < 0.4 for _ in range(3)]
-        second = [rng.random(150) < 0.4 + gain for _ in range(3)]
-        p = p_of_no_difference(list(map(stats.table_2x2, first, second)))
-        assert p < 0.9
-        for confidence, outside in ((1 - p * 0.98, False), (1 - p * 1.02, True)):
-            pairs = zip(first, second, strict=True)
-            deltas = [stats.paired_delta(a, b, confidence=confidence) for a, b in pairs]
-            assert stats.macro_delta(deltas).excludes_zero is outside
-    assert p_of_no_difference([stats.Table2x2(2, 0, 0, 1)]) == 1.0
-    assert 0 < p_of_no_difference([stats.Table2x2(0, 0, 4000, 0)]) < 1e-10
-
-
-def test_a_sweeps_dials_are_judged_as_a_family(root) -> None:
-    regimes = [f"bidirectional:{dial}" for dial in ("sink=1", "sink=2", "lambda=0.3", "layers=0-4")]
-    sweep = make_sweep(root, regimes, n_items=400)
-    dials = sweep.metrics["best_of_dials"]["acc"]
-    assert set(dials) == {"sink", "lambda", "layers"}
-    adjusted = stats.holm([dial["family"]["p"] for dial in dials.values()])
-    for dial, p_holm in zip(dials.values(), adjusted, strict=True):
-        assert dial["family"]["n"] == 3
-        assert dial["family"]["confidence"] == pytest.approx(1 - 0.05 / 3)
-        assert dial["family"]["p_holm"] == p_holm >= dial["family"]["p"]
-        single, joint = dial["confirm"]["delta"], dial["simultaneous"]["delta"]
-        assert joint["low"] < single["low"] < joint["value"] == single["value"]
-        assert single["high"] < joint["high"]
-        assert "interval holds for all 3 dials together" in dial["sentence"]
-        assert "after Holm over the dials" in dial["sentence"]
-        assert "simultaneous 95 % CI" in dial["sentence"]
-    # The sweep's own best point is one question.
-    best = sweep.metrics["best"]["acc"]
-    assert "family" not in best
-    assert "Holm" not in best["sentence"]
-    one_dial = make_sweep(root, regimes[:2], n_items=60)
-    assert one_dial.metrics["best_of_dials"]["acc"] == {}
-
-
-def test_an_interval_above_zero_claims_nothing_that_holm_does_not() -> None:
-    share = {"value": 0.8, "low": 0.1, "high": 1.5, "n": 100}
-    numbers = {"removed": share, "delta": None}
-    weak = {"n": 4, "confidence": 0.9875, "p": 0.02, "p_holm": 0.08}
-    text = best_sentence("bidirectional:sink=1", numbers, 3, True, weak)
-    assert "not separable from removing nothing" in text
-    assert "p of removing nothing = 0.0800 after Holm over the dials." in text
-    strong = weak | {"p_holm": 0.00001}
-    text = best_sentence("bidirectional:sink=1", numbers, 3, True, strong)
-    assert "not separable" not in text
-    assert "p of removing nothing < 0.0001" in text
 
 
 def test_a_summary_answers_triviality_only_with_both_regimes(tmp_path) -> None:
@@ -169,14 +56,3 @@ def test_random_look_ahead_and_a_clipped_norm_say_what_they_were_made_to_say(
     assert all(word in finding for word in ("sink=1", "layers=2-", "rows=0-0"))
     assert controls["norm"]["outcome"] == "open"
     assert f"the norm alone {norm}" in controls["norm"]["finding"]
-
-
-def test_several_points_of_one_task_are_judged_by_a_test_adjusted_for_them() -> None:
-    right = {"causal": np.ones(500, bool), "other": np.arange(500) >= 8}
-    known = {slug: np.ones(500, bool) for slug in right}
-    outcomes = Outcomes(np.array(["piqa"] * 500), np.array(["explore"] * 500), right, known)
-    alone = outcomes.judged("causal", "other")
-    of_ten = outcomes.judged("causal", "other", confidence=1 - 0.05 / 10)
-    assert (alone.p_adjusted, alone.verdict) == ((), "worse")
-    assert of_ten.p_adjusted == pytest.approx([10 * alone.p_values[0]])
-    assert of_ten.verdict == "undecided"

@@ -10,9 +10,8 @@ from bidir_core.analyse import stats
 from bidir_core.analyse.order_effects import OrderArm, order_arms
 from bidir_core.cli import main
 from bidir_core.common.errors import UserError
-from bidir_core.explain.law import Opened, choose, hits, law_of
-from bidir_core.explain.recommend import predicted_regime
-from bidir_core.explain.sweep_points import LabConfig, planned_points
+from bidir_core.explain.sweep_outcomes import Opened, hits, law_of, smallest_kept
+from bidir_core.explain.sweep_points import LabConfig, planned_points, predicted_regime
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import COMMITTED_RUNS
 from bidir_core.runs.run import Run
@@ -115,10 +114,10 @@ def opened(first_layer: int, value: float) -> Opened:
 
 def test_every_larger_a_has_to_keep_accuracy_too():
     curve = [opened(a, value) for a, value in enumerate((-0.05, -0.004, -0.02, 0.003, -0.009))]
-    chosen = choose(curve, 0.01)
+    chosen = smallest_kept(curve, 0.01)
     assert chosen is not None
     assert chosen.first_layer == 3  # A = 1 is within the margin, A = 2 is not
-    assert choose([opened(0, -0.05)], 0.01) is None
+    assert smallest_kept([opened(0, -0.05)], 0.01) is None
 
 
 def test_a_sweep_without_open_layers_is_refused():

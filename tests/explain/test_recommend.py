@@ -10,9 +10,8 @@ import torch
 from bidir_core.cli import main
 from bidir_core.data.items import Item
 from bidir_core.explain import recommend as recommend_module
-from bidir_core.explain.recommend import read_prompts, summarise
-from bidir_core.explain.recommend_config import RecommendConfig
-from bidir_core.explain.recommend_measure import PromptMeasures, measure
+from bidir_core.explain.configs import RecommendConfig
+from bidir_core.explain.recommend import PromptMeasures, measure, read_prompts, summarise
 from bidir_core.models.families import tiny_loaded
 from bidir_core.models.layout import Layout
 from bidir_core.runs.run import Run
@@ -30,23 +29,20 @@ def some_prompts(*lengths: int) -> list[np.ndarray]:
 
 
 def measured(loaded, prompts, **options) -> list[PromptMeasures]:
-    by_prompt = dict(measure(loaded, prompts, **options))
-    return [by_prompt[i] for i in range(len(prompts))]
+    return measure(loaded, prompts, **options)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_curve_is_that_of_whole_passes_of_each_prompt_alone(family):
     loaded = tiny_loaded(family)
     prompts, n_layers = some_prompts(7, 3, 12), loaded.n_layers
-    for ids, measures in zip(prompts, measured(loaded, prompts, positions=2), strict=True):
+    for ids, measures in zip(prompts, measured(loaded, prompts), strict=True):
         n = len(ids)
         tokens = torch.from_numpy(ids)[None]
-        first = logits(loaded, "causal", Layout.pack([(n, n)]), tokens)[0, -1].argmax()
-        tokens = torch.cat([tokens, first.view(1, 1)], dim=1)  # causal's greedy continuation
-        layout = Layout.pack([(n, n + 1)])
+        layout = Layout.pack([(n, n)])
 
-        def predicted(regime, layout=layout, tokens=tokens, n=n):
-            return logits(loaded, regime, layout, tokens)[0, n - 1 :].double().log_softmax(-1)
+        def predicted(regime, layout=layout, tokens=tokens):
+            return logits(loaded, regime, layout, tokens)[0, -1:].double().log_softmax(-1)
 
         causal = predicted("causal")
 
@@ -88,7 +84,7 @@ def test_outliers_and_attention_are_found_where_they_were_planted():
 def made(kl, first_norm=(1, 1, 20, 30), to_first=(0.1, 0.4, 0.2, 0.5)) -> PromptMeasures:
     arrays = {"kl": np.array([*kl, 0.0]), "agrees": np.ones(len(kl) + 1)}
     arrays |= {"first_norm": np.array(first_norm), "to_first": np.array(to_first)}
-    return PromptMeasures(n_tokens=5, sink_kl=0.1, sink_agrees=1.0, **arrays)
+    return PromptMeasures(n_tokens=5, sink_kl=0.1, **arrays)
 
 
 def test_the_rule_is_the_stated_one():
@@ -98,10 +94,6 @@ def test_the_rule_is_the_stated_one():
     assert result["predictions"] == {"kl": 2, "outlier": 2, "attention": 1, "share": 1}
     assert result["curves"]["kl"] == [1.0, 0.03, 0.015, 0.0, 0.0]
     assert result["sink"]["share_of_kl_removed"] == pytest.approx(0.9)
-    assert result["above_again"] == []
-    bumpy = summarise([made([0.9, 0.01, 0.03, 0.0])])
-    assert bumpy["recommended"]["first_layer"] == 1
-    assert bumpy["above_again"] == [2]
     flat = summarise([made([0.001, 0, 0, 0], (1, 1, 1, 1), (0.1, 0.1, 0.1, 0.1))])
     assert flat["recommended"]["regime"] == "bidirectional"
     assert flat["predictions"] == {"kl": 0, "outlier": None, "attention": None, "share": None}
@@ -181,7 +173,6 @@ def test_jsonl_prompts_and_a_limit(tmp_path):
         ("bad.jsonl", '{"prompt": "fine"}\n{"text": "no"}\n', [], "line 2"),
         ("bad.jsonl", "not json\n", [], "line 1"),
         ("long.txt", "word " * 400, [], "window holds"),
-        ("fine.txt", "A prompt", ["--positions", "0"], "--positions 0"),
         ("fine.txt", "A prompt", ["--limit", "0"], "--limit 0"),
     ],
 )

@@ -22,9 +22,7 @@ def scored(loaded, item, regime) -> list[float]:
 
 
 def variants_of(loaded, item, variants) -> list[tuple[float, ...]]:
-    scorer = VariantScorer(loaded, Encoder(loaded.tokenizer).encode([item])[0])
-    by_variant = {scored.variant: scored.ll for scored in scorer.score(variants)}
-    return [by_variant[i] for i in range(len(variants))]
+    return VariantScorer(loaded, Encoder(loaded.tokenizer).encode([item])[0]).score(variants)
 
 
 def close(ll, expected):

@@ -9,8 +9,8 @@ from bidir_core import cli
 from bidir_core.common.settings import from_json
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import evaluate
+from bidir_core.explain.configs import RESULT, WhyConfig
 from bidir_core.explain.why import explain, sentences
-from bidir_core.explain.why_config import RESULT, WhyConfig
 from bidir_core.runs.find import find_run
 from bidir_core.runs.run import Run
 from tests.factory import write_lines

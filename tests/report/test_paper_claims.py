@@ -8,8 +8,7 @@ import pytest
 
 from bidir_core.analyse import stats
 from bidir_core.analyse.verdict import judge
-from bidir_core.report.paper import write_paper
-from bidir_core.report.paper_claims import status_of
+from bidir_core.report.paper import status_of, write_paper
 from bidir_core.report.report import build_report
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import COMMITTED_RUNS

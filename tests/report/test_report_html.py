@@ -10,7 +10,7 @@ import pytest
 
 from bidir_core.analyse.flips import flips
 from bidir_core.cli import main
-from bidir_core.report import html_page, top_flips
+from bidir_core.report import html_page
 from bidir_core.report.report import build_report
 from bidir_core.report.rows import Row, interval_rows
 from bidir_core.report.sections import Report
@@ -150,11 +150,11 @@ def test_a_row_lies_where_its_number_says():
 
 
 def test_the_flips_are_those_that_moved_most(study, repaired):
-    first = top_flips.flip_tables(study.study, "acc", top=7)[0]
+    first = html_page.flip_tables(study.study, "acc", top=7)[0]
     by_id = {run.id: run for run in study.study.all_runs}
     a, b = by_id[first.run_a], by_id[first.run_b]
     frame = flips(a, b)
-    for name in top_flips.CLASSES:
+    for name in html_page.CLASSES:
         flipped = frame[frame["flip"] == name]
         assert first.counts[name] == len(flipped)
         shown = [row for row in first.rows if row.flip == name]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bidir_core.explain.law import law_of
+from bidir_core.explain.sweep_outcomes import law_of
 from bidir_core.explain.sweep_points import Point
 from bidir_core.regimes import parse_regime
 from bidir_core.report.scorecard import Row, answer, scorecard

@@ -258,7 +258,7 @@ def test_the_paper_is_one_zip_made_on_request(study, full_report, monkeypatch):
         assert archive.testzip() is None
         files = {name.split("/", 1)[1]: archive.read(name) for name in archive.namelist()}
     assert {"numbers.tex", "claims.json", "tables/macro.tex", "tables/macro.csv"} <= set(files)
-    for figure in ("forest", "ladder", "two_by_two"):
+    for figure in ("forest", "ladder"):
         assert files[f"figures/{figure}.pdf"].startswith(b"%PDF")
         assert b"<svg" in files[f"figures/{figure}.svg"]
     assert json.loads(files["claims.json"])["claims"]
