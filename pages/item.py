@@ -31,6 +31,7 @@ with shell.guard():
         )
         st.stop()
     pair.line(page.pair)
+    pair.say_passed_over(page.passed_over)
     failed = [
         (run, r["error"]) for run, r in ((a, left_record), (b, right_record)) if r and r["error"]
     ]

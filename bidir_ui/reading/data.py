@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -199,27 +202,45 @@ class RunInfo:
 
 
 def run_of(info: RunInfo) -> Run:
-    return Run(info.path)
+    """Its folder; as the list has just read it, if it has."""
+    return _fresh.get(info.path) or Run(info.path)
 
 
 _index: dict[str, tuple[tuple[int, ...], RunInfo]] = {}  # by folder: its stamp when it was read
+_fresh: dict[str, Run] = {}  # by folder: those that the last listing read
+_turn = itertools.count()
+_lock = threading.Lock()
+MOST_CHECKED = 1000
 
 
 def list_infos() -> tuple[RunInfo, ...]:
     """Every run, newest first; only those are read whose folder or files changed since.
 
-    A run that was being written is read each time: its process may have died.
+    A run that was being written is read each time: its process may have died. A file that is replaced
+    changes its folder; of edits in place every listing looks for at most MOST_CHECKED, in turn.
     """
-    global _index
-    known, now = _index, {}
-    for path in run_folders(points=True):
-        stamp = stamp_of(path)
-        entry = known.get(path)
-        if entry is None or entry[0] != stamp or entry[1].state == "running":
-            entry = stamp, _read(path, max(stamp[::2]) / 1e9)
-        now[path] = entry
-    _index = now  # in one assignment: sessions share it, and folders that are gone drop out
+    global _index, _fresh
+    with _lock:
+        known, now, fresh, turn = _index, {}, {}, next(_turn)
+        paths = run_folders(points=True, known=known)
+        n_turns = -(-len(paths) // MOST_CHECKED)
+        for number, path in enumerate(paths):
+            entry = known.get(path)
+            if entry is None or (number - turn) % n_turns == 0 or _is_touched(path, *entry):
+                stamp = stamp_of(path)
+                if entry is None or entry[0] != stamp or entry[1].state == "running":
+                    fresh[path] = Run(path)
+                    entry = stamp, _read(fresh[path], max(stamp[::2]) / 1e9)
+            now[path] = entry
+        _index, _fresh = now, fresh  # folders that are gone drop out
     return tuple(info for _, info in now.values())
+
+
+def _is_touched(path: str, stamp: tuple[int, ...], info: RunInfo) -> bool:
+    try:
+        return info.state != "done" or os.stat(path).st_mtime_ns != stamp[0]
+    except OSError:  # it has just been deleted
+        return True
 
 
 @st.cache_data(max_entries=200, show_spinner=False)
@@ -231,8 +252,8 @@ def _count(path: str, modified: float) -> int | None:
         return None
 
 
-def _read(path: str, modified: float) -> RunInfo:
-    run = Run(path)
+def _read(run: Run, modified: float) -> RunInfo:
+    path, created = str(run.path), run.created
     state, settings, status = run.state, run.settings, run.status
     metrics = (run.metrics or {}) if state != "corrupt" else {}
     limit = settings.get("limit")
@@ -261,7 +282,7 @@ def _read(path: str, modified: float) -> RunInfo:
         n_items=0 if kind == "finetune" else int(metrics.get("n_items") or n_done or 0),
         n_done=n_done,
         n_total=status.get("total"),
-        created=f"{run.created:%Y-%m-%d %H:%M}" if run.created else fmt.NONE,
+        created=f"{created:%Y-%m-%d %H:%M}" if created else fmt.NONE,
         tasks=metrics.get("tasks") or {},
         macro=metrics.get("macro") or {},
         cost=metrics.get("cost") or {},
