@@ -248,10 +248,7 @@ def _curves(info: RunInfo) -> None:
             f"Training loss by step: from {losses[0][1]:.3f} to {losses[-1][1]:.3f} nats a token.",
             key=f"loss-{info.id}",
         )
-    table = compare_view.curves([info], info.model)
-    if table:
-        widgets.heading("Recovery while training")
-        compare_view.recovery_panels(table)
+    compare_view.show([info], info.model)
 
 
 # While it runs: progress, and whether its difference to the baseline is decided already.
