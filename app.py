@@ -1,5 +1,7 @@
 """The app's front door, and its Overview page. Start it with ``streamlit run app.py``."""
 
+import threading
+
 import streamlit as st
 
 from bidir_ui import shell
@@ -39,3 +41,5 @@ def overview() -> None:
 
 if shell.in_session():
     overview()
+else:  # the server has started, and its first reader's browser is still loading
+    threading.Thread(target=scorecards.look_ahead, daemon=True).start()

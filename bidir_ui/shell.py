@@ -82,10 +82,10 @@ PAGES = (
 
 BY_KEY = {spec.key: spec for spec in PAGES}
 
-WITHOUT_A_PAIR = ("overview", "playground", "launch")
-# Their pair, unless the URL names one, is that of the Overview's answer: one question, one answer.
-# Item begins with a pair whose records hold every token.
-BEGIN_WITH_THE_ANSWER = ("runs", "compare", "flips", "report")
+# Pages about a baseline and a candidate. Unless the URL names them, they are those of the Overview's
+# answer: one question, one answer.
+ABOUT_A_PAIR = ("runs", "compare", "flips", "item", "report")
+WITH_A_MEASURE = ("run", "lab")
 
 
 def in_session() -> bool:
@@ -95,11 +95,14 @@ def in_session() -> bool:
 
 @dataclass(frozen=True)
 class Page:
-    """What the shell hands to a page: its spec, the runs there are, and the chosen pair."""
+    """What the shell hands to a page: its spec, the runs there are, and the chosen pair.
+
+    ``passed_over``: the pair of the Overview's answer, where Item needs more than it kept."""
 
     spec: PageSpec
     runs: tuple[data.RunInfo, ...]
     pair: pair.Pair
+    passed_over: tuple[data.RunInfo, data.RunInfo] | None = None
 
 
 def start(key: str) -> Page:
@@ -119,17 +122,21 @@ def start(key: str) -> Page:
         st.stop()
     with widgets.waiting("Reading run folders", 44, 53, 560):
         runs = data.list_infos()
-    leading = None
-    if key in BEGIN_WITH_THE_ANSWER and not (url.get("a") or url.get("b")):
+    leading = passed_over = None
+    if key in ABOUT_A_PAIR and not (url.get("a") or url.get("b")):
         leading = scorecards.leading_pair(runs)
+    if key == "item" and leading is not None and any(run.compact for run in leading):
+        leading, passed_over = None, leading
     chosen = pair.choose(runs, leading)
     with st.sidebar:
-        if key not in WITHOUT_A_PAIR:
+        if key in ABOUT_A_PAIR:
             pair.selectors(runs, chosen)
+        elif key in WITH_A_MEASURE:
+            pair.measure()
         button()
         if is_read_only():
             widgets.note("Read-only view")
-    return Page(spec, runs, chosen)
+    return Page(spec, runs, chosen, passed_over)
 
 
 def _navigation(current: str) -> None:

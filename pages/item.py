@@ -31,6 +31,7 @@ with shell.guard():
         )
         st.stop()
     pair.line(page.pair)
+    pair.say_passed_over(page.passed_over)
     failed = [
         (run, r["error"]) for run, r in ((a, left_record), (b, right_record)) if r and r["error"]
     ]
@@ -51,21 +52,14 @@ with shell.guard():
         if record["contexts"] is None:
             widgets.banner("info", "The texts are not here", analysis.MISSING)
         else:
-            borders = record["prefix_token_offsets"] is not None and url.bound(
-                st.toggle,
-                "Token borders",
-                name="borders",
-                read=lambda text: text != "off",
-                write=lambda value: "" if value else "off",
-            )
             context = analysis.choice_context(record, record["gold"])
-            html.show(item_view.prompt(record, context, record["gold"], borders=borders))
+            html.show(item_view.prompt(record, context, record["gold"]))
         widgets.heading("Choices")
         names = [f"{run.stage_label} {run.regime}" for run in (a, b)]
         html.show(item_view.choices(record, left_record, right_record, pred, *names))
 
     with side:
-        html.show(item_view.facts(record, left_record, right_record))
+        html.show(item_view.facts(record))
         pictures = item_view.masks_of_both(record, (a.regime, b.regime), record["gold"])
         if pictures is not None:
             html.show(pictures)

@@ -21,7 +21,6 @@ with shell.guard():
         st.stop()
     lab = lab_data.load(info, page.runs, page.pair.metric)
     if not lab_view.state(lab):
-        lab_view.watch(lab)
         st.stop()
     if arms := (lab.found.get("orders") or {}).get(page.pair.metric):
         lab_orders.panel(lab_orders.stored(arms), info.id)
@@ -29,11 +28,9 @@ with shell.guard():
     slug = lab_view.chosen_slug(lab)
     lab_controls.point_card(lab, slug)
     if lab_view.any_to_draw(lab):
-        measure = lab_view.measure_box()
-        lab_view.dose_response(lab, measure, slug)
-        lab_view.layers(lab, measure, slug)
+        lab_view.dose_response(lab, slug)
+        lab_view.layers(lab, slug)
     lab_controls.panel(lab, page.runs)
     widgets.heading("Every point")
     with st.expander("The charts' numbers as a table", expanded=len(lab.points) <= 24):
         lab_controls.table(lab, slug)
-    lab_view.watch(lab)

@@ -29,7 +29,7 @@ with shell.guard():
             )
         with cost:
             widgets.heading("What it will take")
-            review.review(form, estimate, page.runs)
+            review.review(form, estimate)
             review.offer_timing(form, estimate, page.runs, known)
         needs = review.needed_assets(form.config)
         notes = (f"Time: {time_text(estimate)}, on {estimate.device}.",)
@@ -38,7 +38,7 @@ with shell.guard():
                 ask.confirm(
                     "launch", form.words, form.title, known, needs=needs, notes=notes, cost=estimate
                 )
-            if form.dry_words and st.button("Dry run on 5 items …", key="launch-dry"):
+            if st.button("Dry run on 5 items …", key="launch-dry"):
                 title = f"{form.title} · dry run"
                 ask.confirm("launch", form.dry_words, title, known, needs=needs)
     ask.say_what_failed("launch")

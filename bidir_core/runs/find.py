@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -37,15 +37,20 @@ def list_runs(roots: Sequence[Path | str] | None = None, *, points: bool = False
     return [Run(path) for path in run_folders(roots, points=points)]
 
 
-def run_folders(roots: Sequence[Path | str] | None = None, *, points: bool = False) -> list[str]:
-    """The folders of :func:`list_runs`, without a look into their files."""
+def run_folders(
+    roots: Sequence[Path | str] | None = None,
+    *,
+    points: bool = False,
+    known: Container[str] = (),
+) -> list[str]:
+    """The folders of :func:`list_runs`, without a look into their files, and none at ``known`` ones."""
     found: dict[str, str] = {}  # by id
     for root in runs_roots() if roots is None else roots:
         absolute = str(Path(root).absolute())
-        for stage in _folders(absolute):
-            runs = _runs_in(stage.path)
+        for stage in _folders(absolute, ()):
+            runs = _runs_in(stage.path, known)
             if points and stage.name == "lab":
-                runs += [point for run in runs for point in _runs_in(f"{run}/points")]
+                runs += [point for run in runs for point in _runs_in(f"{run}/points", known)]
             for run in runs:
                 found.setdefault(run[len(absolute) + 1 :], run)
     return [
@@ -53,14 +58,16 @@ def run_folders(roots: Sequence[Path | str] | None = None, *, points: bool = Fal
     ]
 
 
-def _runs_in(path: str) -> list[str]:
-    return [folder.path for folder in _folders(path) if is_run_folder(folder.path)]
+def _runs_in(path: str, known: Container[str]) -> list[str]:
+    folders = (folder.path for folder in _folders(path, known))
+    return [folder for folder in folders if folder in known or is_run_folder(folder)]
 
 
-def _folders(path: str) -> list[os.DirEntry[str]]:
+def _folders(path: str, known: Container[str]) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(path) as entries:
-            return [e for e in entries if not e.name.startswith(".") and os.path.isdir(e.path)]
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+            return [e for e in visible if e.path in known or os.path.isdir(e.path)]
     except OSError:
         return []
 

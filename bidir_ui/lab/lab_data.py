@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,6 @@ from bidir_core.regimes import parse_regime
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt, widgets
 from bidir_ui.reading.data import BY_CHANGE, RunInfo
-
-MEASURES = {"delta": "Difference to causal", "value": "Accuracy", "removed": "Damage removed"}
-UNITS = {"delta": "points", "value": "%", "removed": "% of the damage"}
 
 
 @dataclass(frozen=True)
@@ -88,26 +84,6 @@ def sweeps(runs: tuple[RunInfo, ...]) -> list[RunInfo]:
     return sorted((run for run in runs if run.is_sweep), key=lambda run: not run.is_done)
 
 
-def first_shown(sweeps: list[RunInfo]) -> RunInfo:
-    """Of sweeps as :func:`sweeps` has them, the newest finished one; of several that were begun
-    within an hour of it, the one with most points."""
-    newest = sweeps[0]
-    together = [run for run in sweeps if run.is_done == newest.is_done and _near(run, newest)]
-    return max(together, key=_n_points)  # of equal ones the newest
-
-
-def _near(run: RunInfo, other: RunInfo) -> bool:
-    try:
-        times = [datetime.strptime(each.created, "%Y-%m-%d %H:%M") for each in (run, other)]
-    except ValueError:  # a folder whose time is not known
-        return run is other
-    return abs(times[0] - times[1]) <= timedelta(hours=1)
-
-
-def _n_points(info: RunInfo) -> float:
-    return (info.n_total or 0) / info.n_items if info.n_items else 0
-
-
 def has_controls(info: RunInfo, lab: Lab) -> bool:
     """Whether another finished sweep has the controls of this one's model and prompts."""
     if not info.is_done or info.id == lab.info.id or info.model != lab.info.model:
@@ -146,25 +122,14 @@ def _law(info: RunInfo, metric: str) -> str:
     return (law_summary(Sweep(Run(info.path)), metric) or {}).get("sentence", "")
 
 
-def measured(lab: Lab, slug: str, measure: str) -> tuple[float, float, float]:
-    """(value, low, high) of a point in points or percent; NaN where not stated."""
-    nan = float("nan")
-    numbers, point = lab.numbers(slug), lab.point(slug)
-    if measure == "value":
-        value, half = numbers.get("value"), numbers.get("half_width")
-        if value is None:
-            return nan, nan, nan
-        spread = half if half is not None else nan
-        return 100 * value, 100 * (value - spread), 100 * (value + spread)
+def to_causal(lab: Lab, slug: str) -> tuple[float, float, float]:
+    """(difference, low, high) of a point to causal, in points; NaN where not stated."""
+    nan, point, delta = float("nan"), lab.point(slug), lab.numbers(slug).get("delta")
     if point is not None and point["regime"] == "causal":
-        return (0.0, nan, nan) if measure == "delta" else (100.0, nan, nan)
-    plain = point is not None and point["regime"] == "bidirectional" and not point.get("patch")
-    if measure == "removed" and plain:
         return 0.0, nan, nan
-    estimate = numbers.get(measure)
-    if not estimate or estimate["value"] is None:
+    if not delta or delta["value"] is None:
         return nan, nan, nan
-    return 100 * estimate["value"], 100 * estimate["low"], 100 * estimate["high"]
+    return 100 * delta["value"], 100 * delta["low"], 100 * delta["high"]
 
 
 def judged(lab: Lab, slug: str) -> Judgement | None:
@@ -203,11 +168,11 @@ def sentence(lab: Lab, slug: str) -> str:
     return removed_sentence(short, lab.numbers(slug)) + "."
 
 
-def frame(lab: Lab, places: list[tuple[str, float]], measure: str) -> pd.DataFrame:
+def frame(lab: Lab, places: list[tuple[str, float]]) -> pd.DataFrame:
     """Rows for :func:`bidir_core.report.plots_lab.curves`."""
     rows = []
     for slug, x in places:
-        y, low, high = measured(lab, slug, measure)
+        y, low, high = to_causal(lab, slug)
         rows.append(
             {"slug": slug, "x": x, "y": y, "low": low, "high": high, "text": text(lab, slug)}
         )

@@ -28,7 +28,7 @@ MEASURES = {
     "entropy": ("Entropy", "entropy of a token's attention, nats"),
 }
 
-PARTS = {"head": "Token by token", "landing": "Where attention lands", "drift": "Drift"}
+PARTS = {"head": "Token by token", "landing": "Where attention lands"}
 
 
 def chosen(page: Any) -> Observed | None:
@@ -118,17 +118,10 @@ def show(run: Observed) -> None:
         _sentence(run)
     else:
         if not run.has_matrices:
-            widgets.banner(
-                "info",
-                "Without the weights of single heads",
-                *(
-                    f"{note[:1].upper()}{note[1:]}."
-                    for note in map(str, run.metrics.get("notes") or ())
-                ),
-                "Shares, landing places and drift are shown for the whole text.",
-            )
+            why = (f": {note}" for note in map(str, run.metrics.get("notes") or ()))
+            widgets.note("Without the weights of single heads", *why, ".")
         pieces, n_prefix = observed_data.tokens(run)
-        parts = {"head": observed_head.section, "landing": _landing, "drift": _drift}
+        parts = {"head": observed_head.section, "landing": _landing}
         parts[_part(run)](run, pieces, n_prefix)
         _sentence(run)
     measure = url.choice(
@@ -145,22 +138,18 @@ def show(run: Observed) -> None:
         _layers(run, measure)
     with right:
         _grid(run, measure)
-    if run.is_summary:
-        by_task(run, measure)
-        drift(run)
-    widgets.heading("What was observed")
-    _facts(run)
 
 
 def _part(run: Observed) -> str:
     """Which closer look: one at a time, since each chart costs the browser 0.1 to 0.3 s."""
-    parts = PARTS if run.has_matrices else {k: v for k, v in PARTS.items() if k != "head"}
+    if not run.has_matrices:
+        return "landing"
     return url.choice(
         st.segmented_control,
         "What to look at",
         name="part",
-        options=parts,
-        default=next(iter(parts)),
+        options=PARTS,
+        default="head",
         required=True,
         label_visibility="collapsed",
     )
@@ -186,23 +175,6 @@ def _overall(run: Observed, number: int, measure: str) -> str:
     if run.is_summary:
         return _cell(run.metrics["observed"][number]["overall"]["prefix"][measure], measure)
     return fmt.percent(float(np.mean(_values(run, measure)[number].values)))
-
-
-def _facts(run: Observed) -> None:
-    metrics = run.metrics
-    rows: list[tuple[str, str]] = [
-        ("model", run.info.model),
-        ("observed", run.subject),
-        ("regimes", run.regime_words),
-        ("number format", f"{run.info.dtype}, eager attention"),
-    ]
-    if not run.is_summary:
-        n, n_prefix = int(metrics["n_tokens"]), int(metrics["n_prefix_tokens"])
-        rows.append(("tokens", f"{n_prefix} prefix + {n - n_prefix} continuation"))
-        lls = [entry.get("continuation_ll") for entry in metrics["observed"]]
-        if None not in lls:
-            rows.append(("log-likelihood", " and ".join(f"{fmt.number(ll)} nats" for ll in lls)))
-    widgets.facts(rows)
 
 
 def _values(run: Observed, measure: str, part: str = "prefix") -> list[Line]:
@@ -285,56 +257,6 @@ def _landing(run: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
     )
 
 
-def _lengths(lines: list[Line], others: str) -> None:
-    title = "length of the hidden state"
-    widgets.chart(
-        plots_attend.by_layer(lines, title, groups=2, log=True, percent=False),
-        f"Length of the first token's hidden state by layer, and of {others}.",
-        key="attend-norms",
-    )
-
-
-def _drift(run: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
-    drift = observed_data.drift(run)
-    widgets.heading("How far the representations drift")
-    others = slice(1, n_prefix) if n_prefix > 1 else slice(0, 1)
-    norms = list(zip(run.names, drift.norms, strict=False))
-    lines = [Line(name, norm[:, 0]) for name, norm in norms]
-    if n_prefix > 1:
-        lines += [Line(name, norm[:, others].mean(-1)) for name, norm in norms]
-    left, right = st.columns([2, 3], gap="large")
-    with left:
-        _lengths(lines, "the other prefix tokens'")
-        widgets.note(
-            "Euclidean length of what each layer hands on: solid the first token's, dotted the "
-            "others' mean. A first token far longer than the others is what makes it a sink."
-        )
-    with right:
-        if drift.cosine is None or drift.ratio is None:
-            widgets.note("One regime was observed: there is nothing to compare its states with.")
-            return
-        widgets.chart(
-            plots_attend.layer_map(
-                [drift.cosine],
-                ["cosine similarity between the regimes"],
-                pieces,
-                n_prefix,
-                log=False,
-                label="cosine",
-            ),
-            "Cosine similarity of each token's hidden state between the regimes, by layer.",
-            key="attend-cosine",
-        )
-        middle = run.n_layers // 2
-        widgets.note(
-            f"1 is the same direction in both. Behind layer {middle}: the first token "
-            f"{fmt.number(float(drift.cosine[middle, 0]))}, the other prefix tokens "
-            f"{fmt.number(float(drift.cosine[middle, others].mean()))} on average; "
-            f"the first token's length is {fmt.number(float(drift.ratio[middle, 0]))} times "
-            f"that under {run.names[0]}."
-        )
-
-
 # The observed part's empty state: which command observes this prompt, and a button to queue it.
 
 
@@ -392,72 +314,9 @@ def _model(page: object) -> str:
     return EMBEDDED_MODEL
 
 
-# Averages over items on the Masks page: what only they have, task by task and the drift.
-
-
-def by_task(run: Observed, measure: str) -> None:
-    """The measure in each task under each regime, with its interval."""
-    tasks = run.metrics["n_by_task"]
-    if len(tasks) < 2:
-        return
-    widgets.heading("By task")
-    entries = run.metrics["observed"]
-    rows = [
-        (
-            fmt.task(task),
-            fmt.count(n),
-            *(_cell(e["by_task"][task][measure], measure) for e in entries),
-        )
-        for task, n in tasks.items()
-    ]
-    everything = (_cell(entry["overall"]["prefix"][measure], measure) for entry in entries)
-    rows.append(("all items", fmt.count(run.metrics["n_items"]), *everything))
-    head, name = ("Task", "n", *run.names), f"attention-by-task_{run.info.id}"
-    html.show(widgets.table(head, rows, name=name, total=True, left=(0,)))
-    widgets.note("Mean over layers, heads and items, with its 95 % interval over items.")
-
-
 def _cell(row: dict[str, Any], measure: str) -> str:
     if not row["mean"]:
         return fmt.NONE
     ends = [row[end][0] if row[end] else None for end in ("mean", "low", "high")]
     mean, low, high = map(fmt.number if measure == "entropy" else fmt.percent, ends)
     return f"{mean} [{low}, {high}]" if ends[1] is not None else mean
-
-
-def drift(run: Observed) -> None:
-    """Lengths of the hidden states, and how far they turn from the first regime's."""
-    drifts = run.metrics.get("drift") or {}
-    widgets.heading("How far the representations drift")
-    lengths = _lines(drifts, "norm", list(enumerate(run.names)), ("first", "others"))
-    left, right = st.columns(2, gap="large")
-    with left:
-        _lengths(lengths, "the others', over items")
-    with right:
-        later = list(enumerate(run.names))[1:]
-        cosines = _lines(drifts, "cosine", later, ("first", "others"))
-        if cosines:
-            widgets.chart(
-                plots_attend.by_layer(
-                    cosines, f"cosine with {run.names[0]}", groups=2, skipped=1, percent=False
-                ),
-                f"Cosine similarity of hidden states with those under {run.names[0]}, by layer.",
-                key="attend-cosine",
-            )
-    widgets.note(
-        "Solid: the prefix's first token; dotted: its other tokens. Lengths are geometric "
-        "means over items; bands: 95 % interval over items. Equal lines cover one another: "
-        "a first token that is kept causal has the same states as under causal."
-    )
-
-
-def _lines(
-    drifts: dict[str, Any], quantity: str, names: list[tuple[int, str]], groups: tuple[str, ...]
-) -> list[Line]:
-    lines = []
-    for group in groups:
-        for number, name in names:
-            row = drifts.get(f"{quantity}_{number}_{group}") or {}
-            if row.get("mean"):
-                lines.append(Line(name, row["mean"], row["low"], row["high"]))
-    return lines

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -199,27 +203,49 @@ class RunInfo:
 
 
 def run_of(info: RunInfo) -> Run:
-    return Run(info.path)
+    return run_at(info.path)
+
+
+def run_at(path: str) -> Run:
+    """A run's folder; as the list has just read it, if it has."""
+    return _fresh.get(path) or Run(path)
 
 
 _index: dict[str, tuple[tuple[int, ...], RunInfo]] = {}  # by folder: its stamp when it was read
+_fresh: dict[str, Run] = {}  # by folder: those that the last listing read
+_turn = itertools.count()
+_lock = threading.Lock()
+MOST_CHECKED = 1000
 
 
 def list_infos() -> tuple[RunInfo, ...]:
     """Every run, newest first; only those are read whose folder or files changed since.
 
-    A run that was being written is read each time: its process may have died.
+    A run that was being written is read each time: its process may have died. A file that is replaced
+    changes its folder; of edits in place every listing looks for at most MOST_CHECKED, in turn.
     """
-    global _index
-    known, now = _index, {}
-    for path in run_folders(points=True):
-        stamp = stamp_of(path)
-        entry = known.get(path)
-        if entry is None or entry[0] != stamp or entry[1].state == "running":
-            entry = stamp, _read(path, max(stamp[::2]) / 1e9)
-        now[path] = entry
-    _index = now  # in one assignment: sessions share it, and folders that are gone drop out
+    global _index, _fresh
+    with _lock:
+        known, now, fresh, turn = _index, {}, {}, next(_turn)
+        paths = run_folders(points=True, known=known)
+        n_turns = -(-len(paths) // MOST_CHECKED)
+        for number, path in enumerate(paths):
+            entry = known.get(path)
+            if entry is None or (number - turn) % n_turns == 0 or _is_touched(path, *entry):
+                stamp = stamp_of(path)
+                if entry is None or entry[0] != stamp or entry[1].state == "running":
+                    fresh[path] = Run(path)
+                    entry = stamp, _read(fresh[path], max(stamp[::2]) / 1e9)
+            now[path] = entry
+        _index, _fresh = now, fresh  # folders that are gone drop out
     return tuple(info for _, info in now.values())
+
+
+def _is_touched(path: str, stamp: tuple[int, ...], info: RunInfo) -> bool:
+    try:
+        return info.state != "done" or os.stat(path).st_mtime_ns != stamp[0]
+    except OSError:  # it has just been deleted
+        return True
 
 
 @st.cache_data(max_entries=200, show_spinner=False)
@@ -231,8 +257,8 @@ def _count(path: str, modified: float) -> int | None:
         return None
 
 
-def _read(path: str, modified: float) -> RunInfo:
-    run = Run(path)
+def _read(run: Run, modified: float) -> RunInfo:
+    path, created = str(run.path), run.created
     state, settings, status = run.state, run.settings, run.status
     metrics = (run.metrics or {}) if state != "corrupt" else {}
     limit = settings.get("limit")
@@ -261,7 +287,7 @@ def _read(path: str, modified: float) -> RunInfo:
         n_items=0 if kind == "finetune" else int(metrics.get("n_items") or n_done or 0),
         n_done=n_done,
         n_total=status.get("total"),
-        created=f"{run.created:%Y-%m-%d %H:%M}" if run.created else fmt.NONE,
+        created=f"{created:%Y-%m-%d %H:%M}" if created else fmt.NONE,
         tasks=metrics.get("tasks") or {},
         macro=metrics.get("macro") or {},
         cost=metrics.get("cost") or {},
@@ -317,44 +343,27 @@ def record(info: RunInfo, item_id: str) -> dict[str, Any] | None:
     return run_of(info).item(task, int(number))
 
 
-# Names of runs that tell them apart: where two labels collide, what differs is added.
-
-# Tried in this order; the folder's name, with its seconds, always differs in the end.
-_DIFFERENCES: tuple[Callable[[RunInfo], str], ...] = (
+# What tells runs of one label apart: the first of these that only one of them has.
+DIFFERENCES: tuple[Callable[[RunInfo], str], ...] = (
     lambda run: run.stage_label,
     lambda run: run.dtype,
-    lambda run: run.steps,
-    lambda run: run.name,
-    lambda run: "" if run.created == fmt.NONE else run.created,
+    lambda run: run.id.partition("/")[2],
     lambda run: run.id,
 )
 
 
 def apart(runs: Iterable[RunInfo], label: Callable[[RunInfo], str]) -> dict[str, str]:
     """What to append to each run's label, by run id; empty where the label is its own."""
-    out: dict[str, str] = {}
     groups: dict[str, list[RunInfo]] = {}
     for run in {run.id: run for run in runs}.values():
-        out[run.id] = ""
         groups.setdefault(label(run), []).append(run)
+    out = {}
     for group in groups.values():
-        _tell_apart(group, out)
-    return out
-
-
-def _tell_apart(group: list[RunInfo], out: dict[str, str], start: int = 0) -> None:
-    if len(group) < 2:
-        return
-    for number, difference in enumerate(_DIFFERENCES[start:], start):
-        parts: dict[str, list[RunInfo]] = {}
+        having = [(difference, Counter(map(difference, group))) for difference in DIFFERENCES]
         for run in group:
-            parts.setdefault(difference(run), []).append(run)
-        if len(parts) > 1:
-            for text, same in parts.items():
-                for run in same:
-                    out[run.id] += f" · {text}" if text else ""
-                _tell_apart(same, out, number + 1)
-            return
+            own = (of(run) for of, counts in having if counts[of(run)] == 1)
+            out[run.id] = f" · {next(own)}" if len(group) > 1 else ""
+    return out
 
 
 def menu(runs: Iterable[RunInfo]) -> dict[str, str]:
@@ -362,25 +371,6 @@ def menu(runs: Iterable[RunInfo]) -> dict[str, str]:
     runs = tuple(runs)
     extra = apart(runs, _short)
     return {run.id: _short(run) + extra[run.id] for run in runs}
-
-
-def full(run: RunInfo) -> str:
-    """Everything a reader may want to know of the chosen run, for a line that wraps."""
-    trained = run.weights if run.checkpoint else ""
-    state = "" if run.is_done else run.state
-    imported = "imported" if run.is_imported else ""
-    parts = (
-        run.stage_label,
-        run.regime,
-        trained,
-        run.extent,
-        run.dtype,
-        "" if run.model == EMBEDDED_MODEL else run.model.rsplit("/", 1)[-1],
-        run.name,
-        imported,
-        state,
-    )
-    return " · ".join(part for part in parts if part)
 
 
 def _short(run: RunInfo) -> str:

@@ -9,7 +9,7 @@ import streamlit as st
 from bidir_core.analyse import selection
 from bidir_core.analyse.pairing import Metric
 from bidir_core.data import item_texts
-from bidir_core.data.assets import EMBEDDED_MODEL
+from bidir_core.data.assets import EMBEDDED_MODEL, title_of
 from bidir_core.runs.layout import is_read_only
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.reading import data
@@ -42,12 +42,14 @@ class Pair:
 def choose(runs: tuple[RunInfo, ...], default: tuple[RunInfo, RunInfo] | None = None) -> Pair:
     """The pair the URL names, else ``default`` or the usual one. A name that does not exist is
     reported, never replaced."""
-    default_a, default_b = default or selection.default_pair(runs)
+    usual: tuple[RunInfo | None, RunInfo | None] = (None, None)
+    if not (url.get("a") and url.get("b")):
+        usual = default or selection.default_pair(runs)
     chosen: list[RunInfo | None] = []
     unknown = []
-    for name, usual in (("a", default_a), ("b", default_b)):
+    for name, otherwise in zip(("a", "b"), usual, strict=True):
         wanted = url.get(name)
-        run = by_id(runs, wanted) if wanted else usual
+        run = by_id(runs, wanted) if wanted else otherwise
         if wanted and run is None:
             unknown.append(wanted)
         chosen.append(run)
@@ -74,8 +76,11 @@ def selectors(runs: tuple[RunInfo, ...], chosen: Pair) -> None:
     for name, title, run in (("a", "Baseline", chosen.a), ("b", "Candidate", chosen.b)):
         options = usable if run is None or run.id in usable else [run.id, *usable]
         _menu(name, title, run, options, names)
-        if run is not None:  # a closed menu shows one line of about 28 characters
-            html.show(html.div("b b-note b-full", fmt.clip(data.full(run), 160)))
+    measure()
+
+
+def measure() -> None:
+    """The measure of accuracy, in the URL."""
     url.choice(
         st.segmented_control,
         "Measure",
@@ -120,6 +125,15 @@ def line(chosen: Pair) -> None:
             )
         )
     html.show(html.div("b b-pair", *parts))
+
+
+def say_passed_over(pair: tuple[RunInfo, RunInfo] | None) -> None:
+    """Why the Item page does not begin with the Overview's pair, and the way to that."""
+    if pair is not None:
+        a, b = pair
+        text = f"The Overview answers for {title_of(a.model)} with runs that kept no texts and tokens, "
+        other = widgets.link("Show those instead", "item", {"a": a.id, "b": b.id})
+        widgets.note(text, "so this page begins with a pair that did. ", other, ".")
 
 
 def explain_if_missing(runs: tuple[RunInfo, ...], chosen: Pair) -> bool:

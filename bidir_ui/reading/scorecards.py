@@ -9,7 +9,6 @@ import streamlit as st
 from bidir_core.common.process import give_back
 from bidir_core.report.scorecard import Row, scorecard
 from bidir_core.runs.layout import runs_roots
-from bidir_core.runs.run import Run
 from bidir_ui.kit import widgets
 from bidir_ui.reading import data
 from bidir_ui.reading.data import RunInfo
@@ -19,18 +18,26 @@ SINK = "bidirectional:sink=1"
 
 def rows(runs: Sequence[RunInfo], limit: int | None = None) -> list[Row]:
     """Remembered until a finished run comes, goes or changes."""
-    known = [run for run in runs if run.is_done or run.is_reference]
-    paths, stamps = tuple(run.path for run in known), tuple(run.modified for run in known)
     with widgets.waiting("Reading the evidence", 53, 104, 179):
-        scored = _rows(paths, stamps, limit)
+        return _scored(runs, limit)
+
+
+def look_ahead() -> None:
+    """What nearly every page asks first."""
+    _scored(data.list_infos())
+
+
+def _scored(runs: Sequence[RunInfo], limit: int | None = None) -> list[Row]:
+    known = [run for run in runs if run.is_done or run.is_reference]
+    scored = _rows(tuple((run.path, run.modified) for run in known), limit)
     if limit is None:
         _last_rows()[_roots()] = scored
     return scored
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def _rows(paths: tuple[str, ...], stamps: tuple[float, ...], limit: int | None) -> list[Row]:
-    scored = scorecard(map(Run, paths), limit=limit)
+def _rows(runs: tuple[tuple[str, float], ...], limit: int | None) -> list[Row]:
+    scored = scorecard((data.run_at(path) for path, _ in runs), limit=limit)
     give_back()  # the items and texts of every run were in memory
     return scored
 

@@ -91,13 +91,23 @@ def test_what_the_overview_answers_is_what_the_other_pages_begin_with(root):
     fewer, more = pair(root, config={"limit": 500}), pair(root, n_items=60)
     link = "&amp;".join(f"{side}={run.id}" for side, run in zip("ab", more, strict=True))
     assert f"compare?{link}" in " ".join(b.proto.body for b in open_page().get("html"))
-    for key in shell.BEGIN_WITH_THE_ANSWER:
+    for key in shell.ABOUT_A_PAIR:
         app = open_page(shell.path(key))
         chosen = [app.selectbox(key=f"url:{side}").value for side in "ab"]
         assert chosen == [run.id for run in more], key
         assert "The same comparison" not in words(app)
     app = open_page("pages/compare.py", a=fewer[0].id, b=fewer[1].id)
     assert any("60 items" in b.proto.body and link in b.proto.body for b in app.get("html"))
+
+
+def test_item_says_why_it_does_not_begin_with_a_pair_that_kept_no_texts(root):
+    kept = pair(root)
+    fuller = pair(root, n_items=60, texts=False, config={"compact": True}, model="other/model")
+    make_run(root, STAGE2, n_items=60, regime="bidirectional:sink=1", model="other/model")
+    app = open_page("pages/item.py")
+    assert [app.selectbox(key=f"url:{side}").value for side in "ab"] == [run.id for run in kept]
+    assert "The Overview answers for model with runs that kept no texts" in words(app)
+    assert any(fuller[0].id in block.proto.body for block in app.get("html"))
 
 
 def test_overview_answers_of_the_best_studied_model_and_offers_what_is_missing(root):
@@ -109,11 +119,11 @@ def test_overview_answers_of_the_best_studied_model_and_offers_what_is_missing(r
     assert "SmolLM2 135M loses" in text
     assert "when prompt tokens look ahead" in text
     assert "leaving the first token causal gives back" in text
-    assert "Run (time not measured yet on this machine)" in text
     assert "(n = 600)" in text
     assert text.index("SmolLM2 135M") < text.index("model")
     markup = " ".join(block.proto.body for block in open_page().get("html"))
     assert "launch?stage=pipeline&amp;f.model=other/model&amp;size=quick" in markup
+    assert ">Run</a>" in markup  # nothing is known of the time here
     assert "launch?stage=lab-law&amp;f.model=other/model" in markup
     app = open_page()
     app.session_state["words"] = True

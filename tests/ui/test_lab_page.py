@@ -1,8 +1,6 @@
 """The Lab page in its states, without a browser; curves and their places."""
 
 import json
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 
@@ -13,7 +11,6 @@ from bidir_core.report.plots_lab import curve_lines, layer_ranges, symlog
 from bidir_core.runs.run import Run
 from bidir_ui.lab import lab_data
 from bidir_ui.reading import data
-from bidir_ui.reading.data import RunInfo
 from tests.app import open_page, words
 from tests.attend_factory import make_summary
 from tests.factory import unsealed
@@ -90,7 +87,7 @@ def test_ready(root) -> None:
     assert "Which layers" in text
     assert "Not run yet" in text  # the controls
     assert "bidirectional:layers=20-24" in set(app.dataframe[-1].value["point"])
-    shown = open_page(PAGE, sweep=sweep.id, point="bidirectional_sink-1", show="removed")
+    shown = open_page(PAGE, sweep=sweep.id, point="bidirectional_sink-1")
     assert "in words sink=1 " in " ".join(words(shown).split())
 
 
@@ -132,24 +129,6 @@ def test_a_sweep_kept_for_its_numbers_says_so(root) -> None:
         a, b = (f"{sweep.id}/points/{slug}" for slug in ("causal", "bidirectional"))
         app = open_page(page, a=a, b=b)
         assert "has no items" in words(app)
-
-
-def test_of_one_sittings_sweeps_the_largest_is_shown_first() -> None:
-    def info(ident: str, created: str, n_points: int) -> RunInfo:
-        return cast(
-            RunInfo,
-            SimpleNamespace(
-                id=ident, created=created, is_done=True, n_items=100, n_total=100 * n_points
-            ),
-        )
-
-    late = info("late", "2026-11-23 08:45", 4)
-    large = info("large", "2026-11-23 08:41", 41)
-    older = info("older", "2026-11-22 08:41", 60)
-    assert lab_data.first_shown([late, large, older]) is large
-    newest = info("mine", "2026-12-01 10:00", 3)
-    assert lab_data.first_shown([newest, late, large, older]) is newest
-    assert lab_data.first_shown([info("odd", "–", 1), large]).id == "odd"
 
 
 def test_it_opens_on_the_sweep_that_the_overview_speaks_of(root) -> None:
