@@ -22,7 +22,7 @@ LONGEST = (
     "one_job_of_two_tabs",
     "memory_with_fifty_thousand",
     "pages_are_accessible",
-    "watches_a_job",
+    "watch_a_job",
 )
 
 
@@ -41,11 +41,10 @@ def is_measured(request) -> bool:
 
 @dataclass(frozen=True)
 class Seeds:
-    """Run folders and their ids, a sweep in a folder of its own, a tiny model: to read and copy."""
+    """Run folders and their ids, and a sweep in a folder of its own: to read and copy."""
 
     runs: Path
     sweep: Path
-    tiny: Path
     ids: dict[str, str]
 
 
@@ -65,7 +64,7 @@ def seeds(tmp_path_factory, worker_id):
             folder.mkdir()
             known.write_text(json.dumps(seed_all(folder)))
     ids = json.loads(known.read_text())
-    return Seeds(folder / "runs", folder / "sweep", folder / "tiny", ids)
+    return Seeds(folder / "runs", folder / "sweep", ids)
 
 
 @pytest.fixture(scope="session")
