@@ -19,6 +19,36 @@ if commit := git_commit():
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, so one thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# What takes long: of two workers each begins with one half of it, and short tests come last.
+FIRST_HALF = {"e2e", "ui", "runs", "data"}
+SECOND_HALF = {"jobs", "train", "scripts", "evaluate", "explain", "test_kills.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def of(half: set[str]) -> list[pytest.Item]:
+        return [i for i in items if i.path.relative_to(Path(__file__).parent).parts[0] in half]
+
+    first, second = of(FIRST_HALF), of(SECOND_HALF)
+    long = {*first, *second}
+    short = [item for item in items if item not in long]
+    n = max(0, len(items) // 2 - len(first))
+    items[:] = [*first, *short[:n], *second, *short[n:]]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """``-m alone`` imports no file without such a test."""
+    if config.option.markexpr != "alone" or collection_path.suffix != ".py":
+        return None
+    return "mark.alone" not in collection_path.read_text(encoding="utf-8") or None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Neighbours share fixtures, so each worker takes half of all, and then what is left of others'."""
+    from xdist.scheduler.worksteal import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

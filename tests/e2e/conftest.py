@@ -18,20 +18,10 @@ from tests.e2e.server import QUICK, chromium, serve
 SIZE = {"width": 1280, "height": 900}
 
 
-LONGEST = (
-    "one_job_of_two_tabs",
-    "memory_with_fifty_thousand",
-    "pages_are_accessible",
-    "watch_a_job",
-)
-
-
 def pytest_collection_modifyitems(items):
-    """The longest tests first of all: no worker waits at the end for another."""
     for item in items:
-        if "e2e" in str(item.path):
+        if "e2e" in item.path.parts:
             item.add_marker(pytest.mark.e2e)
-    items.sort(key=lambda item: not any(name in item.name for name in LONGEST))
 
 
 def is_measured(request) -> bool:

@@ -120,7 +120,7 @@ def seed_all(folder: Path) -> dict[str, str]:
     for process in started:
         said, _ = process.communicate()
         if process.returncode:
-            raise RuntimeError(f"{process.args} failed")
+            raise RuntimeError("a part of the seeds could not be made")
         ids |= json.loads(said)
     return ids
 
