@@ -1,6 +1,7 @@
 """Shared fixtures: a tiny model folder, a folder of runs, and a file of one's own items."""
 
 import functools
+import gc
 import os
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +17,9 @@ os.fsync = lambda file: None
 metadata.version = functools.cache(metadata.version)
 if commit := git_commit():
     os.environ["BIDIR_COMMIT"] = commit
+# Nor is all that is imported here looked through for garbage, at each of a thousand tiny models.
+_collect, _freeze = gc.collect, gc.freeze
+gc.collect, gc.freeze = lambda generation=1: _collect(generation), lambda: None
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, so one thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -35,6 +39,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [*first, *short[:n], *second, *short[n:]]
 
 
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    if item.get_closest_marker("assets"):  # its model was a large one
+        _collect()
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """``-m alone`` imports no file without such a test."""
     if config.option.markexpr != "alone" or collection_path.suffix != ".py":
@@ -48,6 +57,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     from xdist.scheduler.worksteal import WorkStealingScheduling
 
     return WorkStealingScheduling(config, log)
+
+
+@pytest.fixture
+def real_gc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gc, "collect", _collect)
+    monkeypatch.setattr(gc, "freeze", _freeze)
 
 
 @pytest.fixture(scope="session")
