@@ -45,7 +45,7 @@ def in_a_child(words: list[str], folder: Path) -> None:
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["bidir_core.evaluate.evaluate", "bidir_core.train.finetune", __name__]
+    ["tests.conftest", "bidir_core.evaluate.evaluate", "bidir_core.train.finetune", __name__]
 )
 
 
