@@ -116,13 +116,6 @@ def test_the_embedded_tokenizers_offsets_are_those_of_each_text_alone(bos):
             assert spans == [[0, 0]] * len(front) + [list(span) for span in alone.offsets]
 
 
-@pytest.mark.parametrize("bos", ["auto", "add", "none"])
-def test_an_empty_context_is_one_token_and_nothing_is_added(bos):
-    (encoded,) = Encoder(tiny_tokenizer(), bos=bos).encode([an_item("", " yes", " no")])
-    assert encoded.prefix(0).ids.tolist() == [BOS]
-    assert encoded.continuations[1].ids.tolist() == ids(" no")
-
-
 def test_a_context_of_white_space_alone_is_an_item_error():
     (encoded,) = Encoder(tiny_tokenizer()).encode([an_item(" \n", " yes", " no")])
     assert encoded.error == "the context has no tokens"

@@ -177,15 +177,6 @@ def test_a_task_opens_its_flips_from_chart_and_table(server, runs, tab):
         assert query(tab, "flip") == "broken~fixed"
 
 
-def test_a_card_leads_to_its_runs(server, runs, tab):
-    go(tab, server.url(), HEADINGS[""])
-    tab.page.locator("a.card").first.click()
-    tab.page.wait_for_url(re.compile("/compare"), timeout=10_000)
-    idle(tab)
-    tab.page.get_by_role("heading", name="Compare", exact=True).wait_for()
-    assert "lowers macro accuracy by" in main_text(tab)
-
-
 def test_a_click_on_a_mask_cell_reads_it(server, runs, tab):
     go(tab, server.url("masks", regime="bidirectional:sink=1"), "Masks")
     plot = tab.page.locator(".js-plotly-plot .nsewdrag").last  # causal is left of it

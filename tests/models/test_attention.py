@@ -303,14 +303,6 @@ def test_the_kinds_of_layers_in_a_config_decide() -> None:
     check_supported(transformers.Lfm2Config(**settings | {"layer_types": ["full_attention"] * 2}))
 
 
-@pytest.mark.parametrize("requested", ["flash_attention_2", "flash_attention_3", "nonsense"])
-def test_attention_that_drops_the_mask_is_refused_by_name(requested: str) -> None:
-    with pytest.raises(
-        UserError, match=f"--attn {requested}: choose one of auto, sdpa, eager, split"
-    ):
-        choose_implementation(tiny_config("llama"), requested)
-
-
 def test_soft_caps_are_refused_under_sdpa() -> None:
     with pytest.raises(UserError, match=r"'sdpa' drops the soft caps.*gemma2.*use --attn eager"):
         choose_implementation(tiny_config("gemma2"), "sdpa")
