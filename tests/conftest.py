@@ -20,8 +20,8 @@ if commit := git_commit():
 # Nor is all that is imported here looked through for garbage, at each of a thousand tiny models.
 _collect, _freeze = gc.collect, gc.freeze
 gc.collect, gc.freeze = lambda generation=1: _collect(generation), lambda: None
-if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, so one thread each
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Workers share the cores, and bits are the same for one number of threads; processes inherit it.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # What takes long: of two workers each begins with one half of it, and short tests come last.
 FIRST_HALF = {"e2e", "ui", "runs", "data"}

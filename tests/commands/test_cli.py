@@ -137,7 +137,7 @@ def test_a_full_disk_names_what_is_known_and_what_to_do(filename, monkeypatch, c
 
 def test_a_terminal_that_lacks_the_characters(tiny_folder):
     """A model's text, and the prompt, on a terminal of ASCII."""
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     words = ["generate", "--model", str(tiny_folder), "--device", "cpu", "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "bidir_core", *words, "--prompt", "na\u00efve \u2014 \U0001f600?"],

@@ -31,7 +31,6 @@ def place(tmp_path, monkeypatch):
     root = tmp_path / "runs"
     root.mkdir()
     monkeypatch.setenv("BIDIR_RUNS_DIR", str(root))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     yield root
     for job in jobs.list_jobs():
         if job.state == "running" and job.process:

@@ -27,9 +27,8 @@ N_MANY = 800
 
 
 @pytest.fixture
-def quiet(runs_dir, monkeypatch):
-    """An empty runs folder for jobs of one thread; whatever still runs is ended afterwards."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def quiet(runs_dir):
+    """An empty runs folder for jobs; whatever still runs is ended afterwards."""
     yield runs_dir
     for job in jobs.list_jobs():
         if is_alive(job.process):

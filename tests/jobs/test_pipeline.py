@@ -28,14 +28,6 @@ from tests.launching import AUTO, launch
 from tests.tiny_models import save_tiny_model
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def samples(tmp_path_factory) -> str:
     return training_file(tmp_path_factory.mktemp("data") / "samples.jsonl", 30)
