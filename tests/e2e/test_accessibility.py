@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 
 from tests.e2e.driving import HEADINGS, chosen, go, visit
+from tests.e2e.nursery import ALONE
+from tests.e2e.server import serve
 from tests.factory import TASKS
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -82,6 +84,13 @@ def test_so_are_errors_empty_pages_and_the_help(server, runs, tab):
     tab.page.locator(".st-key-help button").click()
     tab.page.get_by_role("dialog").wait_for()
     assert not wrong(tab)
+    assert not tab.foreign()
+    assert not tab.unexpected_errors()
+
+
+def test_so_is_an_app_without_runs(tmp_path, nursery, tab):
+    with serve(tmp_path, nursery, **{ALONE: "yes"}) as own:
+        look_at(tab, own, {page: (page, {}) for page in ("", "runs", "flips", "lab", "launch")})
 
 
 def test_focus_is_seen_and_is_not_the_mark_of_the_chosen_page(server, runs, tab):
@@ -106,10 +115,9 @@ def look_at(
     go(tab, server.url())
     found = {}
     for name, (page, query) in places.items():
-        heading = HEADINGS[page] if name == page else None
-        visit(tab, server.url(page, **query), heading)
+        visit(tab, server.url(page, **query), HEADINGS[page] if name == page and query else None)
         also(page)
-        found[name or "overview"] = wrong(tab, ("light",))  # the dark: see test_states
+        found[name or "overview"] = wrong(tab)
     assert len(found) == len(places)
     assert not {name: said for name, said in found.items() if said}
 

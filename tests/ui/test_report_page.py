@@ -10,7 +10,6 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from bidir_core.common.errors import UserError
 from bidir_core.report import report as core
 from bidir_core.runs.find import list_runs
 from bidir_ui import report_view
@@ -141,14 +140,6 @@ def test_one_evaluation_makes_a_report(root):
     assert "b" not in flips_link(app)
 
 
-def test_unfinished_runs_are_named_and_not_reported(root):
-    make_run(root, n_items=40)
-    run = make_run(root, STAGE2, n_items=40, regime="bidirectional", state="running")
-    text = words(opened())
-    assert "Partial: unfinished or damaged runs of this model" in text
-    assert f"{run.id} (running)" in text
-
-
 def test_what_was_left_out_is_said(two, root):
     assert "left out" not in words(opened())
     make_run(root, n_items=20, config={"limit": 4})
@@ -276,17 +267,6 @@ def test_the_site_is_one_zip_made_on_request(two, root, monkeypatch):
     assert {"index.html", "manifest.json"} < names
     assert any(name.startswith("items/") for name in names)
     assert contents(root) == before
-
-
-def test_a_paper_that_cannot_be_made_says_why(two, monkeypatch):
-    def fail(*args, **options):
-        raise UserError("the figures of --paper need matplotlib")
-
-    monkeypatch.setattr("bidir_core.report.paper.zip_paper", fail)
-    app = opened()
-    app.button(key="report-paper").click().run()
-    assert "need matplotlib" in words(app)
-    assert "report-paper-zip" not in app.session_state
 
 
 def test_the_paper_of_other_runs_is_not_offered(two, monkeypatch):
