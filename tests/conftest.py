@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from bidir_core.common.process import git_commit
 
@@ -22,6 +23,10 @@ _collect, _freeze = gc.collect, gc.freeze
 gc.collect, gc.freeze = lambda generation=1: _collect(generation), lambda: None
 # Workers share the cores, and bits are the same for one number of threads; processes inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# Half of the usual examples, and no limit of time on a machine that others use.
+settings.register_profile("tests", max_examples=50, deadline=None)
+settings.load_profile("tests")
 
 # What takes long: of two workers each begins with one half of it, and short tests come last.
 FIRST_HALF = {"e2e", "ui", "runs", "data"}

@@ -65,7 +65,7 @@ TEXTS = st.text("ab \n\u00e9\u4e2d\U0001f600", max_size=8) | st.sampled_from(
 
 @pytest.mark.parametrize("bos", ["auto", "add", "none"])
 @pytest.mark.parametrize("template", ["$A", "<bos> $A", "<bos> $A <eos>"])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(TEXTS, st.lists(TEXTS, min_size=1, max_size=3)), min_size=1, max_size=4))
 def test_tokens_and_offsets_are_those_of_each_text_alone(bos, template, drawn):
     """Texts are tokenised together, and a second time for their offsets if one is asked for."""

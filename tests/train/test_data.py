@@ -150,7 +150,6 @@ def shares(train: str, test: str) -> bool:
 
 
 @given(st.lists(texts, min_size=1, max_size=6), st.lists(texts, min_size=1, max_size=6))
-@settings(max_examples=80, deadline=None)
 def test_decontamination_is_the_rule_spelled_out(train, test):
     samples = [Sample(text, "", "t", i) for i, text in enumerate(train)]
     held_out = [EvaluationText("e", i, text) for i, text in enumerate(test)]
@@ -406,7 +405,7 @@ def test_a_local_dataset_through_the_hub_library(tmp_path):
 
 
 @given(st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1)), min_size=1, max_size=8))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_prompts_end_where_evaluation_ends_its_contexts(pairs):
     """The same boundary as the evaluation's own encoder, which is lm-eval's."""
     tokenizer = tiny_tokenizer()
