@@ -148,8 +148,8 @@ def test_two_processes_make_the_same_experiment(config, settings, runs_dir, tmp_
         for run_a, run_b in zip(alone_runs[stage], two_runs[stage], strict=True):
             ours, theirs = (run.items(("task", "doc_id", "pred", "ll")) for run in (run_a, run_b))
             assert ours[["task", "doc_id", "pred"]].equals(theirs[["task", "doc_id", "pred"]])
-            log_likelihoods = [np.concatenate(items["ll"]) for items in (ours, theirs)]
-            np.testing.assert_allclose(*log_likelihoods, atol=1e-4)
+            a, b = (np.concatenate(items["ll"].tolist()) for items in (ours, theirs))
+            np.testing.assert_allclose(a, b, atol=1e-4)
             assert not (run_b.path / PARTS).exists()
 
 
