@@ -1,11 +1,13 @@
 """Shared fixtures: a tiny model folder, a folder of runs, and a file of one's own items."""
 
 import functools
+import gc
 import os
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from bidir_core.common.process import git_commit
 
@@ -16,8 +18,56 @@ os.fsync = lambda file: None
 metadata.version = functools.cache(metadata.version)
 if commit := git_commit():
     os.environ["BIDIR_COMMIT"] = commit
-if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, so one thread each
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Nor is all that is imported here looked through for garbage, at each of a thousand tiny models.
+_collect, _freeze = gc.collect, gc.freeze
+gc.collect, gc.freeze = lambda generation=1: _collect(generation), lambda: None
+# Workers share the cores, and bits are the same for one number of threads; processes inherit it.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+# Half of the usual examples, and no limit of time on a machine that others use.
+settings.register_profile("tests", max_examples=50, deadline=None)
+settings.load_profile("tests")
+
+# What takes long: of two workers each begins with one half of it, and short tests come last.
+FIRST_HALF = {"e2e", "ui", "runs", "data"}
+SECOND_HALF = {"jobs", "train", "scripts", "evaluate", "explain", "test_kills.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def of(half: set[str]) -> list[pytest.Item]:
+        return [i for i in items if i.path.relative_to(Path(__file__).parent).parts[0] in half]
+
+    first, second = of(FIRST_HALF), of(SECOND_HALF)
+    long = {*first, *second}
+    short = [item for item in items if item not in long]
+    n = max(0, len(items) // 2 - len(first))
+    items[:] = [*first, *short[:n], *second, *short[n:]]
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    if item.get_closest_marker("assets"):  # its model was a large one
+        _collect()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """``-m alone`` imports no file without such a test."""
+    if config.option.markexpr != "alone" or collection_path.suffix != ".py":
+        return None
+    return "mark.alone" not in collection_path.read_text(encoding="utf-8") or None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Neighbours share fixtures, so each worker takes half of all, and then what is left of others'."""
+    from xdist.scheduler.worksteal import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
+
+@pytest.fixture
+def real_gc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gc, "collect", _collect)
+    monkeypatch.setattr(gc, "freeze", _freeze)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ AUTO = "cpu" if torch.backends.mps.is_available() else "auto"
 def launch(n: int, *command: str, **environment: str) -> subprocess.Popen[str]:
     launcher = "-m accelerate.commands.launch --multi_gpu --main_process_port 0 --num_processes"
     line = [sys.executable, *launcher.split(), str(n), "-m", "bidir_core", *command]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment}
     pipe = subprocess.PIPE
     return subprocess.Popen(line, env=env, stdout=pipe, stderr=pipe, text=True)
 
@@ -36,7 +36,7 @@ def killed_after(n: int, runs: Path, place: str, *words: str) -> list[dict]:
         "W.append = append; from bidir_core.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     line = [sys.executable, "-c", slowly, *words, "--batch-tokens", "1"]
-    environment = {**os.environ, "BIDIR_RUNS_DIR": str(runs), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "BIDIR_RUNS_DIR": str(runs)}
     process = subprocess.Popen(line, env=environment, stderr=subprocess.DEVNULL)
     records: list[dict] = []
     deadline = time.monotonic() + 120

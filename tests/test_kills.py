@@ -20,7 +20,6 @@ from random import Random
 from typing import Any
 
 import pytest
-import torch
 
 from bidir_core.cli import main
 from bidir_core.runs.find import delete_run, list_runs
@@ -35,7 +34,6 @@ APART = ("cost", "checksums", "seconds", "seconds_per_item", "tokens_per_second"
 
 def in_a_child(words: list[str], folder: Path) -> None:
     os.environ["BIDIR_RUNS_DIR"] = str(folder / "runs")
-    torch.set_num_threads(1)
     output = os.open(folder / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -45,7 +43,7 @@ def in_a_child(words: list[str], folder: Path) -> None:
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["bidir_core.evaluate.evaluate", "bidir_core.train.finetune", __name__]
+    ["tests.conftest", "bidir_core.evaluate.evaluate", "bidir_core.train.finetune", __name__]
 )
 
 

@@ -23,6 +23,7 @@ def test_reading_and_comparing_runs_needs_no_torch():
     code = (
         f"import sys; from bidir_core import {names}, parse_regime, visibility\n"
         "import bidir_core.cli, bidir_core.report.report, bidir_core.report.paper\n"
+        "import bidir_core.jobs.estimate, bidir_ui.report_view\n"
         "heavy = {'torch', 'transformers', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

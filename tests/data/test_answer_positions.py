@@ -84,14 +84,13 @@ def test_a_run_says_so_in_its_log_and_facts(tiny_folder, tmp_path, runs_dir) -> 
     assert warning in (folder / "log.txt").read_text()
 
 
-@pytest.mark.parametrize("positions", [{"piqa": 3}, [], "x", {"piqa": {"one_sided": True}}])
-def test_the_app_says_so_and_survives_what_was_written_by_hand(root, positions) -> None:
+def test_the_app_says_so_and_survives_what_was_written_by_hand(root) -> None:
     run = unsealed(make_run(root, STAGE2, n_items=10, regime="bidirectional"))
     path = run.path / "config.json"
     config = json.loads(path.read_text())
     facts = answer_positions(items([3] * 40, 4))
     path.write_text(json.dumps(config | {"answer_positions": facts}))
     assert "a constant guess scores 100.0%" in words(open_page("pages/runs.py"))
-    path.write_text(json.dumps(config | {"answer_positions": positions}))
-    app = open_page("pages/runs.py")
-    assert "could not be read" not in words(app)
+    for positions in ({"piqa": 3}, [], "x", {"piqa": {"one_sided": True}}):
+        path.write_text(json.dumps(config | {"answer_positions": positions}))
+        assert "could not be read" not in words(open_page("pages/runs.py"))

@@ -60,7 +60,7 @@ TEXTS = st.text(alphabet="abcdeQu1?     \n\t\ré東\U00013000<>", max_size=40) |
 ).map("".join)
 
 
-@settings(derandomize=True, max_examples=150, deadline=None)
+@settings(derandomize=True, max_examples=150)
 @given(TEXTS)
 def test_the_fast_tokenizer_follows_the_slow_rules(text: str) -> None:
     encoded = FAST(text, return_offsets_mapping=True)

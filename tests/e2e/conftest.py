@@ -18,20 +18,10 @@ from tests.e2e.server import QUICK, chromium, serve
 SIZE = {"width": 1280, "height": 900}
 
 
-LONGEST = (
-    "one_job_of_two_tabs",
-    "memory_with_fifty_thousand",
-    "pages_are_accessible",
-    "watches_a_job",
-)
-
-
 def pytest_collection_modifyitems(items):
-    """The longest tests first of all: no worker waits at the end for another."""
     for item in items:
-        if "e2e" in str(item.path):
+        if "e2e" in item.path.parts:
             item.add_marker(pytest.mark.e2e)
-    items.sort(key=lambda item: not any(name in item.name for name in LONGEST))
 
 
 def is_measured(request) -> bool:
@@ -41,11 +31,10 @@ def is_measured(request) -> bool:
 
 @dataclass(frozen=True)
 class Seeds:
-    """Run folders and their ids, a sweep in a folder of its own, a tiny model: to read and copy."""
+    """Run folders and their ids, and a sweep in a folder of its own: to read and copy."""
 
     runs: Path
     sweep: Path
-    tiny: Path
     ids: dict[str, str]
 
 
@@ -65,7 +54,7 @@ def seeds(tmp_path_factory, worker_id):
             folder.mkdir()
             known.write_text(json.dumps(seed_all(folder)))
     ids = json.loads(known.read_text())
-    return Seeds(folder / "runs", folder / "sweep", folder / "tiny", ids)
+    return Seeds(folder / "runs", folder / "sweep", ids)
 
 
 @pytest.fixture(scope="session")

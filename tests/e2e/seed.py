@@ -1,10 +1,11 @@
 """Seeded run folders for the browser tests and screenshots.
 
-``python -m tests.e2e.seed FOLDER large1`` writes one part of them and prints its run's id.
+``python -m tests.e2e.seed FOLDER large`` writes one part of them and prints its runs' ids.
 """
 
 import contextlib
 import gc
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,56 +75,53 @@ def seed_hostile(root: Path) -> dict[str, Run]:
     }
 
 
-LARGE = {"large1": "causal", "large2": "bidirectional"}
+def seed_large(root: Path) -> dict[str, Run]:
+    """A pair of ten thousand items of one task, newer than what :func:`seed` makes.
+
+    Their texts come again and again, under ids of their own.
+    """
+    texts = [make_item("hellaswag", number, 0) for number in range(1000)]
+    items = [
+        texts[number % 1000] | {"doc_id": number, "doc_hash": f"{number:064x}"}
+        for number in range(10_000)
+    ]
+    common: dict[str, Any] = {"items": items, "tasks": ["hellaswag"]}
+    stages = ("stage1_vanilla_eval", "stage2_prefill_bidir_eval")
+    one, other = (root / stage / f"20261122-08010{n}_large" for n, stage in enumerate(stages))
+    ahead = {"regime": "bidirectional", "accuracy": 0.38, "seed": 1, "folder": other}
+    return {
+        "large1": make_run(root, stages[0], accuracy=0.45, folder=one, **common),
+        "large2": make_run(root, stages[1], **ahead, **common),
+    }
 
 
-def seed_large(root: Path, *, regime: str) -> Run:
-    """Ten thousand items of one task: one run of a pair. Newer than what :func:`seed` makes."""
-    causal = regime == "causal"
-    stage = "stage1_vanilla_eval" if causal else "stage2_prefill_bidir_eval"
-    return make_run(
-        root,
-        stage,
-        items=spread_items(10_000, ["hellaswag"]),
-        tasks=["hellaswag"],
-        regime=regime,
-        accuracy=0.45 if causal else 0.38,
-        seed=0 if causal else 1,
-        folder=root / stage / f"20261122-08010{0 if causal else 1}_large",
-    )
-
-
-def seed_part(folder: Path, part: str) -> str:
-    """Make what a process of its own makes, and name it."""
-    if part == "tiny":
-        from tests.tiny_models import save_tiny_model  # torch takes seconds
-
-        return save_tiny_model(folder / part).name
+def seed_part(folder: Path, part: str) -> dict[str, str]:
+    """Make what a process of its own makes; the ids of runs that tests ask for."""
     if part == "sweep":
         from tests.lab_factory import make_sweep
 
-        return make_sweep(folder / part, n_items=100).id  # the Lab page reads its summary
-    return seed_large(folder / "runs", regime=LARGE[part]).id
+        make_sweep(folder / part, n_items=100)  # the Lab page reads its summary
+        return {}
+    return {name: run.id for name, run in seed_large(folder / "runs").items()}
 
 
 def seed_all(folder: Path) -> dict[str, str]:
     """Make all that the tests read in ``folder``; the ids of the runs in its ``runs``."""
-    started = {
-        part: subprocess.Popen(
+    started = [
+        subprocess.Popen(
             [sys.executable, "-m", "tests.e2e.seed", str(folder), part],
             stdout=subprocess.PIPE,
             text=True,
         )
-        for part in (*LARGE, "sweep", "tiny")
-    }
+        for part in ("large", "sweep")
+    ]
     with quickly():
         ids = {name: run.id for name, run in seed(folder / "runs").items()}
-    for part, process in started.items():
+    for process in started:
         said, _ = process.communicate()
         if process.returncode:
-            raise RuntimeError(f"the seed {part} could not be made")
-        if part in LARGE:
-            ids[part] = said.split()[-1]
+            raise RuntimeError("a part of the seeds could not be made")
+        ids |= json.loads(said)
     return ids
 
 
@@ -137,4 +135,4 @@ def quickly() -> Iterator[None]:
 
 if __name__ == "__main__":
     with quickly():
-        print(seed_part(Path(sys.argv[1]), sys.argv[2]))
+        print(json.dumps(seed_part(Path(sys.argv[1]), sys.argv[2])))

@@ -1,11 +1,14 @@
 """axe-core over every page; on a desk, a tablet and a phone no page is wider
 than its window and no text is broken into a column of letters."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
 from tests.e2e.driving import HEADINGS, chosen, go, visit
+from tests.e2e.nursery import ALONE
+from tests.e2e.server import serve
+from tests.factory import TASKS
 
 playwright = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
@@ -29,6 +32,11 @@ LETTERS = """() => {
     return found;
 }"""
 
+# Tables of ours, those that offer their content, tables of Streamlit's, buttons for their content.
+COUNT = """() => [
+    '.b-table, .b-score', '.b-take', '[data-testid=stDataFrame]', '[class*="-csv"] button'
+].map(what => document.querySelectorAll(what).length)"""
+
 FOCUSED = """() => { const e = document.activeElement, style = getComputedStyle(e);
     return [e.tagName, style.outlineStyle, e.innerText] }"""
 
@@ -45,8 +53,22 @@ def violations(page) -> list[str]:
     return found
 
 
-def test_pages_are_accessible_and_never_scroll_sideways(server, runs, tab):
-    look_at(tab, server, {page: (page, chosen(runs)) for page in HEADINGS})
+def test_pages_are_accessible_never_scroll_sideways_and_give_their_tables(server, runs, tab):
+    """Every table of the app can be taken along as CSV and as Markdown."""
+    places = {page: (page, chosen(runs)) for page in HEADINGS if page != "run"}
+    places["a run"] = ("run", {"id": runs["stage1"].id})
+    places["report"] = ("report", chosen(runs, sections="per_task~cost"))
+    seen = []
+
+    def look_at_tables(page: str) -> None:
+        tables, taken, frames, buttons = tab.page.evaluate(COUNT)
+        # The squares of Compare say what its table has.
+        assert tables == taken + (len(TASKS) if page == "compare" else 0), page
+        assert frames <= buttons, page
+        seen.append(taken + frames)
+
+    look_at(tab, server, places, look_at_tables)
+    assert sum(seen) > 8
 
 
 def test_so_are_errors_empty_pages_and_the_help(server, runs, tab):
@@ -56,13 +78,19 @@ def test_so_are_errors_empty_pages_and_the_help(server, runs, tab):
         "no such run": ("flips", chosen(runs, a="stage1_vanilla_eval/none")),
         "nothing found": ("flips", chosen(runs, q="no item says this")),
         "no such regime": ("masks", chosen(runs, regime="sideways")),
-        "a run": ("run", {"id": runs["stage1"].id}),
         "not ready": ("launch", chosen(runs, stage="stage4")),
     }
     look_at(tab, server, states)
     tab.page.locator(".st-key-help button").click()
     tab.page.get_by_role("dialog").wait_for()
     assert not wrong(tab)
+    assert not tab.foreign()
+    assert not tab.unexpected_errors()
+
+
+def test_so_is_an_app_without_runs(tmp_path, nursery, tab):
+    with serve(tmp_path, nursery, **{ALONE: "yes"}) as own:
+        look_at(tab, own, {page: (page, {}) for page in ("", "runs", "flips", "lab", "launch")})
 
 
 def test_focus_is_seen_and_is_not_the_mark_of_the_chosen_page(server, runs, tab):
@@ -77,20 +105,25 @@ def test_focus_is_seen_and_is_not_the_mark_of_the_chosen_page(server, runs, tab)
     assert seen == {"A", "TH"}
 
 
-def look_at(tab, server, places: Mapping[str, tuple[str, Mapping[str, str]]]) -> None:
+def look_at(
+    tab,
+    server,
+    places: Mapping[str, tuple[str, Mapping[str, str]]],
+    also: Callable[[str], object] = str,
+) -> None:
     """Go from one to the next as within a visit; all that is wrong anywhere is said at the end."""
     go(tab, server.url())
     found = {}
     for name, (page, query) in places.items():
-        heading = HEADINGS[page] if name == page else None
-        visit(tab, server.url(page, **query), heading)
-        found[name or "overview"] = wrong(tab, ("light",))  # the dark: see test_states
+        visit(tab, server.url(page, **query), HEADINGS[page] if name == page and query else None)
+        also(page)
+        found[name or "overview"] = wrong(tab)
     assert len(found) == len(places)
     assert not {name: said for name, said in found.items() if said}
 
 
 def wrong(
-    tab, schemes: Sequence[str] = ("dark", "light"), widths: Sequence[int] = (390, 820, 1920, 1280)
+    tab, schemes: Sequence[str] = ("dark", "light"), widths: Sequence[int] = (390, 820, 1280)
 ) -> list[str]:
     """What axe finds on the page as it is, and by how much it is too wide."""
     page, found = tab.page, []

@@ -24,7 +24,7 @@ from tests.e2e.server import IDLE, serve
 pytest.importorskip("playwright")
 
 
-@pytest.mark.parametrize("page", HEADINGS)
+@pytest.mark.parametrize("page", ["", "flips", "item", "launch"])
 def test_a_deep_link_is_the_first_request_of_a_fresh_server(page, runs, runs_root, nursery, tab):
     """Read-only, so that the gate is tried before any other page has run."""
     with serve(runs_root, nursery, BIDIR_READ_ONLY="1") as fresh:
@@ -72,6 +72,13 @@ def test_from_a_filter_to_an_item_to_a_shared_link(server, runs, browser, tab):
     tab.page.wait_for_function("new URL(location).searchParams.get('q') == 'bicycle winter'")
     idle(tab)
     assert "▼" in main_text(tab)
+    with tab.page.expect_download() as wait:
+        tab.page.get_by_role("button", name="CSV", exact=True).click()
+    rows = list(csv.DictReader(Path(wait.value.path()).read_text(encoding="utf-8").splitlines()))
+    assert a.path.name in wait.value.suggested_filename
+    assert {(row["flip"], row["run_a"]) for row in rows} == {("broken", a.id)}
+    shown = re.search(r"([\d,]+) of [\d,]+ paired items", main_text(tab))[1]
+    assert len(rows) == int(shown.replace(",", ""))
     click_row(tab, 1)
     tab.page.wait_for_url(re.compile("/item"), timeout=10_000)
     idle(tab)
@@ -175,15 +182,6 @@ def test_a_task_opens_its_flips_from_chart_and_table(server, runs, tab):
         assert query(tab, "flip") == "broken~fixed"
 
 
-def test_a_card_leads_to_its_runs(server, runs, tab):
-    go(tab, server.url(), HEADINGS[""])
-    tab.page.locator("a.card").first.click()
-    tab.page.wait_for_url(re.compile("/compare"), timeout=10_000)
-    idle(tab)
-    tab.page.get_by_role("heading", name="Compare", exact=True).wait_for()
-    assert "lowers macro accuracy by" in main_text(tab)
-
-
 def test_a_click_on_a_mask_cell_reads_it(server, runs, tab):
     go(tab, server.url("masks", regime="bidirectional:sink=1"), "Masks")
     plot = tab.page.locator(".js-plotly-plot .nsewdrag").last  # causal is left of it
@@ -197,21 +195,6 @@ def test_a_click_on_a_mask_cell_reads_it(server, runs, tab):
     tab.page.get_by_text("Token 2,").wait_for(timeout=5000)
     assert "causal does not see; bidirectional:sink=1 sees by looking ahead" in main_text(tab)
     assert "token 5" in main_text(tab)
-
-
-def test_the_csv_holds_the_filtered_rows(server, runs, tab):
-    a, b = runs["stage1"], runs["stage2"]
-    go(tab, server.url("flips", a=a.id, b=b.id, flip="broken", task="arc_easy"), "Flips")
-    with tab.page.expect_download() as wait:
-        tab.page.get_by_role("button", name="CSV", exact=True).click()
-    text = Path(wait.value.path()).read_text(encoding="utf-8")
-    rows = list(csv.DictReader(text.splitlines()))
-    assert a.path.name in wait.value.suggested_filename
-    assert {row["flip"] for row in rows} == {"broken"}
-    assert {row["task"] for row in rows} == {"arc_easy"}
-    assert {row["run_a"] for row in rows} == {a.id}
-    shown = re.search(r"([\d,]+) of [\d,]+ paired items", main_text(tab))[1]
-    assert len(rows) == int(shown.replace(",", ""))
 
 
 def test_downloaded_records_are_the_ones_on_disk(server, runs, tab):

@@ -31,7 +31,6 @@ def place(tmp_path, monkeypatch):
     root = tmp_path / "runs"
     root.mkdir()
     monkeypatch.setenv("BIDIR_RUNS_DIR", str(root))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     yield root
     for job in jobs.list_jobs():
         if job.state == "running" and job.process:
@@ -40,7 +39,7 @@ def place(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def form(tmp_path, seeds):
+def form(tmp_path, tiny_folder):
     """The Launch page's form, filled in: a tiny model, and a task of many items for it."""
     line = {"contexts": ["Which comes next? " * 20], "continuations": [" one", " two"], "gold": 0}
     task = tmp_path / "mine.jsonl"
@@ -52,7 +51,7 @@ def form(tmp_path, seeds):
     )
     return {
         "stage": "stage2",
-        "f.model": str(seeds.tiny),
+        "f.model": str(tiny_folder),
         "f.tasks": str(task),
         "f.device": "cpu",
         "f.batch_tokens": "1000",

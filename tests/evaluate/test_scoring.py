@@ -42,7 +42,6 @@ REGIMES = [
     "bidirectional",
     "bidirectional:sink=1,lambda=0.2",
     "bidirectional:self=2,tail=1,layers=1-2",
-    "causal:hide=0",
     "causal:hide=1,layers=1-",
     "bidirectional:hide=2,sink=1,layers=1-,lambda=0.5",
 ]
@@ -122,7 +121,7 @@ def test_equals_one_choice_at_a_time(name, text):
     model, handle = make_model(name)
     regime = parse_regime(text)
 
-    @settings(max_examples=12, deadline=None)
+    @settings(max_examples=10)
     @given(items(), st.booleans(), st.sampled_from([1, 20, 60, 1000]))
     def check(encoded, padded, batch_tokens):
         got, _ = score(model, handle, regime, encoded, padded=padded, batch_tokens=batch_tokens)
@@ -134,7 +133,6 @@ def test_equals_one_choice_at_a_time(name, text):
 
 
 @given(items(), st.booleans(), st.integers(1, 80))
-@settings(max_examples=60, deadline=None)
 def test_batches_hold_every_item_once_within_budget(encoded, padded, budget):
     segments = [build_segments(item) for item in encoded]
     batches = plan_batches(segments, budget)
@@ -154,7 +152,7 @@ def test_batches_hold_every_item_once_within_budget(encoded, padded, budget):
 
 
 @given(items(), st.booleans())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_trees_grown_together_are_those_grown_alone(encoded, causal):
     """And those of a plain trie: a token's subtree is all that begins as its path does."""
     segments = [s for item in encoded for s in build_segments(item, causal=causal)]
@@ -187,7 +185,6 @@ def test_trees_grown_together_are_those_grown_alone(encoded, causal):
 
 
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=60))
-@settings(max_examples=60, deadline=None)
 def test_the_rows_width_is_the_cheapest_of_all(lengths):
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     longest = math.ceil(max(lengths) / 8) * 8
@@ -313,7 +310,6 @@ def test_the_probe_is_not_asked_for_nothing_or_after_a_signal(on_gpu, unable, er
 
 
 @given(items(), st.integers(8, 200))
-@settings(max_examples=60, deadline=None)
 def test_the_first_and_the_last_batches_of_a_ramp_are_small(encoded, budget):
     segments = [build_segments(item) for item in encoded]
     sizes = [sum(map(len, item_segments)) for item_segments in segments]

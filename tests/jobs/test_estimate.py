@@ -2,10 +2,7 @@
 
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -262,19 +259,6 @@ def test_what_cannot_be_estimated_is_said(more, told, runs_dir, capsys):
     assert told in capsys.readouterr().err
     assert main(["pipeline", "--estimate", "--model", "owner/mystery"]) == 2
     assert "the size of 'owner/mystery' is neither in its name" in capsys.readouterr().err
-
-
-def test_estimating_imports_no_torch(config):
-    """The app's server does it, controls and all."""
-    code = (
-        "import sys\n"
-        "from bidir_core.explain.sweep_points import LabConfig\n"
-        "from bidir_core.jobs.estimate import estimate\n"
-        f"config = LabConfig(model={config.model!r}, tasks={config.tasks!r}, controls=True)\n"
-        "assert estimate(config, 'cpu').n_items\n"
-        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
 @pytest.mark.parametrize(

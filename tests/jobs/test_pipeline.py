@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,6 +15,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.common.settings import to_json
 from bidir_core.evaluate import evaluate
 from bidir_core.evaluate.config import EvalConfig
+from bidir_core.evaluate.processes import PARTS
 from bidir_core.jobs import pipeline
 from bidir_core.jobs.pipeline import dry_run, look, run_pipeline
 from bidir_core.jobs.pipeline_config import PRESETS, PipelineConfig, from_preset, plan
@@ -24,14 +26,6 @@ from bidir_core.train.config import FinetuneConfig
 from tests.factory import training_file
 from tests.launching import AUTO, launch
 from tests.tiny_models import save_tiny_model
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -145,11 +139,18 @@ def test_two_processes_make_the_same_experiment(config, settings, runs_dir, tmp_
     for name, weight in weights.items():
         assert torch.allclose(weight, other_weights[name], atol=2e-6), name
     assert any((weight - start[name]).abs().max() > 1e-4 for name, weight in weights.items())
-    run_a, run_b = (by_stage[trained][0].metrics["cost"] for by_stage in (alone_runs, two_runs))
-    assert run_a["computed_tokens"] == run_b["computed_tokens"]
-    for stage in ("stage1_vanilla_eval", "stage4_postft_eval"):
+    for stage in (trained, "stage1_vanilla_eval", "stage2_prefill_bidir_eval"):
+        cost, of_two = (by_stage[stage][0].metrics["cost"] for by_stage in (alone_runs, two_runs))
+        for name in {"prefix_tokens", "continuation_tokens", "computed_tokens"} & {*cost}:
+            assert cost[name] == of_two[name]
+        assert stage == trained or of_two["processes"] == 2
+    for stage in ("stage1_vanilla_eval", "stage2_prefill_bidir_eval", "stage4_postft_eval"):
         for run_a, run_b in zip(alone_runs[stage], two_runs[stage], strict=True):
-            assert run_a.items(("pred",)).equals(run_b.items(("pred",)))
+            ours, theirs = (run.items(("task", "doc_id", "pred", "ll")) for run in (run_a, run_b))
+            assert ours[["task", "doc_id", "pred"]].equals(theirs[["task", "doc_id", "pred"]])
+            a, b = (np.concatenate(items["ll"].tolist()) for items in (ours, theirs))
+            np.testing.assert_allclose(a, b, atol=1e-4)
+            assert not (run_b.path / PARTS).exists()
 
 
 def test_a_failed_stage_is_named_and_resumed(config, runs_dir, monkeypatch):

@@ -9,6 +9,8 @@ import torch
 
 from bidir_core.models import devices
 
+pytestmark = pytest.mark.usefixtures("real_gc")
+
 
 class Node:
     """Holds itself, so that only the collector can let go of it."""

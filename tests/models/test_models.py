@@ -1,10 +1,7 @@
 """Models: what is refused before any weight is read, what is loaded, and what identifies it."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -85,37 +82,26 @@ def test_a_hub_cache_folder_stands_for_its_snapshot(tiny_folder: Path, tmp_path:
         loading.preflight(str(snapshots.parents[0]))
 
 
-@pytest.mark.slow
-def test_a_hub_id_loads_from_the_hubs_own_cache(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_hub_id_loads_from_the_hubs_own_cache(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     commit = "0123456789abcdef0123456789abcdef01234567"
-    repository = tmp_path / "hub" / "models--org--tiny"
-    shutil.copytree(tiny_folder, repository / "snapshots" / commit)
+    repository = tmp_path / "models--org--tiny"
+    snapshot = shutil.copytree(tiny_folder, repository / "snapshots" / commit)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
-    program = (
-        "import sys; from bidir_core.models import loading\n"
-        "loaded = loading.load('org/tiny', device='cpu')\n"
-        "print(loaded.name, loaded.revision, loaded.fingerprint)\n"
-        "from pathlib import Path\n"
-        "for name, lost in (('other', ''), ('tiny', 'model.safetensors'), ('tiny', 'tokenizer.json')):\n"
-        "    if lost: next(Path(sys.argv[1]).glob('snapshots/*/' + lost)).unlink()\n"
-        "    try: loading.load('org/' + name, device='cpu')\n"
-        "    except loading.UserError as error: print(error)\n"
-    )
-    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    environment.pop("HF_HUB_CACHE", None)
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(repository)],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr
-    first, absent, no_weights, no_tokenizer = done.stdout.splitlines()
-    assert first == f"org/tiny {commit} {_fingerprint(tiny_folder)}"
-    assert "'org/other' is not an embedded model" in absent
-    assert "the hub's cache holds only a part of 'org/tiny'" in no_weights
-    assert "no tokenizer that can be read in the hub's cache" in no_tokenizer
+    loaded = loading.load("org/tiny", device="cpu")
+    known = (loaded.name, loaded.revision, loaded.fingerprint)
+    assert known == ("org/tiny", commit, _fingerprint(tiny_folder))
+    with pytest.raises(UserError, match="'org/other' is not an embedded model"):
+        loading.load("org/other", device="cpu")
+    for lost, message in (
+        ("model.safetensors", "the hub's cache holds only a part of 'org/tiny'"),
+        ("tokenizer.json", "no tokenizer that can be read in the hub's cache"),
+    ):
+        (snapshot / lost).unlink()
+        with pytest.raises(UserError, match=message):
+            loading.load("org/tiny", device="cpu")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """The probe passes honest models under every regime, and names what is wrong with broken ones."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -30,25 +29,30 @@ REGIMES = (
     "bidirectional:sink=2,rows=1-40,self=25,hide=31,tail=9,layers=0-1,lambda=0.2",
 )
 
+FEW = ("causal", "bidirectional", REGIMES[-1])
+
 
 def failed(report: Any) -> set[str]:
     return {check.name for check in report.checks if not check.passed}
 
 
-@pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_honest_model_passes(family: str, regime: str) -> None:
-    report = run_probe(tiny_loaded(family), regime)
-    assert report.passed, report.failures
-    assert {check.name for check in report.checks} == set(CHECKS)
+def test_an_honest_model_passes(family: str) -> None:
+    """Every regime where layers are alike and where they are not; elsewhere all dials at once."""
+    loaded = tiny_loaded(family)
+    for regime in REGIMES if family in ("llama", "gemma3") else FEW:
+        report = run_probe(loaded, regime)
+        assert report.passed, report.failures
+        assert {check.name for check in report.checks} == set(CHECKS)
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("dtype", "implementation"), [(torch.bfloat16, "sdpa"), (torch.float16, "eager")]
+)
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3", "gpt2"])
 def test_no_false_alarm_in_half_precision(family: str, dtype: Any, implementation: str) -> None:
     loaded = tiny_loaded(family, dtype=dtype, implementation=implementation)
-    for regime in (*REGIMES, "bidirectional:lambda=0.00001"):
+    for regime in (*FEW, "bidirectional:lambda=0.00001"):
         report = run_probe(loaded, regime)
         assert report.passed, (regime, report.failures)
 
@@ -130,15 +134,6 @@ def test_nothing_stays_behind() -> None:
     assert loaded.handle.plan is None
     with pytest.raises(RuntimeError, match="no regime is in force"):
         loaded.model(input_ids=torch.ones(1, 3, dtype=torch.int64))
-
-
-def test_the_report_is_plain_json() -> None:
-    report = run_probe(tiny_loaded("gemma2"), "bidirectional:sink=1")
-    data = json.loads(json.dumps(report.to_json()))
-    assert data["passed"] is True
-    assert (data["model"], data["regime"]) == ("tiny-gemma2", "bidirectional:sink=1")
-    assert (data["dtype"], data["implementation"]) == ("float32", "eager")
-    assert [set(check) for check in data["checks"]] == [{"name", "passed", "detail"}] * len(CHECKS)
 
 
 def attention_functions() -> Any:

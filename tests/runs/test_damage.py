@@ -112,7 +112,7 @@ def test_a_run_without_checksums_and_one_kept_for_its_numbers_stay_readable(tmp_
 #
 #     BIDIR_MUTATIONS=10000 python -m pytest -p no:xdist -s tests/runs/test_damage.py -k reader_down
 
-MUTATIONS = int(os.environ.get("BIDIR_MUTATIONS", "1000"))  # a quarter of them of tables
+MUTATIONS = int(os.environ.get("BIDIR_MUTATIONS", "400"))  # a quarter of them of tables
 
 BAD: tuple[Any, ...] = ("x", "", "1", -1, 0, 1.5, 1e308, 10**400, True, None, [], {}, [[]])
 BAD += ({"a": {"b": []}}, ["x"], "\ud800", "bidirectional:layers=9-1", "\x1b[2J", "=1+1")
@@ -210,7 +210,7 @@ def test_a_report_of_mutated_runs_is_written_or_refused_in_a_sentence(tmp_path):
     runs = [unsealed(run) for run in runs]
     rng = random.Random(15)
     outcomes = Counter()
-    for _ in range(25):
+    for _ in range(10):
         run = rng.choice(runs)
         path = run.path / rng.choice(JSON_FILES)
         whole = path.read_bytes()
@@ -222,7 +222,7 @@ def test_a_report_of_mutated_runs_is_written_or_refused_in_a_sentence(tmp_path):
         except UserError:
             outcomes["refused"] += 1
         path.write_bytes(whole)
-    assert outcomes["written"] > 5
+    assert outcomes["written"] > 2
 
 
 def test_no_table_takes_a_reader_down(tmp_path):

@@ -11,7 +11,6 @@ import pytest
 from bidir_core.common.errors import UserError
 from bidir_core.runs.find import delete_run, find_run, list_runs, rename_run
 from bidir_core.runs.layout import (
-    FINETUNE_DIRS,
     evaluation_dir,
     new_run_folder,
     run_lock,
@@ -41,15 +40,6 @@ ROOT = Path(__file__).parents[2]
 )
 def test_the_folder_of_an_evaluation(regime, checkpoint, expected):
     assert evaluation_dir(regime, checkpoint) == expected
-
-
-def test_the_folders_of_fine_tunes():
-    assert FINETUNE_DIRS == {
-        "3B": "stage3_finetune_prefill_bidir",
-        "3C": "stage3c_finetune_causal",
-        "3A": "stage3a_finetune_leaky",
-        "distill": "stage3d_finetune_distil",
-    }
 
 
 def test_folder_names_are_utc_and_never_collide(tmp_path):

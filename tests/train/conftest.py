@@ -4,21 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from bidir_core.models.families import tiny_tokenizer
 from bidir_core.train.mixtures import Sample
 from bidir_core.train.packing import EncodedSamples, encode_samples
 from tests.factory import write_lines
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Bit-equality holds for one number of threads; and the machine may be shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_samples(n: int, seed: int = 0) -> list[Sample]:

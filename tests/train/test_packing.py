@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bidir_core.models.layout import allowed_and_ahead
@@ -18,7 +18,6 @@ def packer(**changes):
 
 
 @given(st.lists(st.integers(1, 100), max_size=60), st.integers(100, 300))
-@settings(max_examples=60, deadline=None)
 def test_rows_hold_every_sample_once_and_fit(lengths, row_tokens):
     rows = pack_rows(np.array(lengths, dtype=np.int64), row_tokens)
     assert sorted(index for row in rows for index in row) == list(range(len(lengths)))

@@ -37,7 +37,6 @@ import json, sys
 from pathlib import Path
 from typing import Any
 import torch
-torch.set_num_threads(1)
 from bidir_core.train import student as sharding
 from bidir_core.train.config import FinetuneConfig
 from bidir_core.train.finetune import resume_finetune, run_finetune
@@ -87,7 +86,7 @@ def runs(tmp_path_factory):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp"]
     launch += ["--fsdp_version", "2", "--num_processes", "2", "--main_process_port", "0"]
     launch += [str(root / "train.py"), str(root / "two"), json.dumps(settings)]
-    environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    environment = {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     (root / "two").mkdir()
     done = subprocess.run(
         launch, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300

@@ -27,15 +27,6 @@ def test_without_an_id_the_largest_broken_flip_opens(root):
     assert "▼ Broken" in words(app)
 
 
-def test_both_runs_masks_stand_side_by_side(root):
-    a, b = pair(root)
-    app = open_page(PAGE, a=a.id, b=b.id, item="piqa/3")
-    bodies = " ".join(block.proto.body for block in app.get("html"))
-    assert bodies.count('class="b-mask"') == 2
-    assert "Who sees whom under causal" in bodies
-    assert "Who sees whom under bidirectional" in bodies
-
-
 def test_the_likelier_choice_is_further_right():
     scale = Scale.of([[-3.0, -1.0], [-2.0, float("-inf")]])
     places = [str(scale.dot(ll, "blue")) for ll in (-3.0, -2.0, -1.0)]

@@ -159,13 +159,6 @@ def test_unknown_and_broken_ones_are_said_to_be(root) -> None:
     assert "cannot be read" in words(app)
 
 
-def test_points_stay_out_of_other_pages_lists(root) -> None:
-    sweep = make_sweep(root, FEW[:1], n_items=60)
-    app = open_page("pages/runs.py")
-    (table,) = app.dataframe
-    assert table.value["run"].tolist() == [sweep.id]
-
-
 CONTROLS = [
     *(
         Point(r, USUAL, part="control")

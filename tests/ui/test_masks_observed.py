@@ -2,11 +2,9 @@
 
 import json
 
-import numpy as np
 import pytest
 
 from bidir_core import jobs
-from bidir_core.report.plots_attend import head_grid
 from tests.app import fake_job
 from tests.attend_factory import make_attend, make_summary
 from tests.factory import make_run, unsealed
@@ -88,13 +86,6 @@ def test_averages_over_tasks_under_three_regimes(root):
     assert "bidirectional:sink=1 :" in text
     assert run.metrics["observed"][2]["by_task"]
     assert len(app.get("plotly_chart")) == 2
-
-
-def test_names_of_many_regimes_lean_so_that_they_fit_on_a_phone():
-    names = ["causal", "bidirectional", "bidirectional:sink=1", "bidirectional:self=9"]
-    titles = head_grid([np.zeros((3, 2))] * 4, names, selected=None).layout.annotations
-    assert [title.text for title in titles] == ["causal", "bidirectional", "sink=1", "self=9"]
-    assert all(title.textangle == -40 for title in titles)
 
 
 def test_none_says_how_and_queues_it_once(root, monkeypatch):

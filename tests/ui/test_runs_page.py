@@ -56,7 +56,13 @@ def test_opening_a_line_shows_its_seeds_in_order(study, monkeypatch):
     assert not [node for node in runs_tree.tree(infos, None) if node.level == 2]
 
 
-def test_only_what_is_shown_is_made(root, monkeypatch):
+def test_a_sweep_has_the_part_of_its_points(root):
+    sweep = make_sweep(root, (), n_items=60)
+    table = open_page(PAGE, view="list").dataframe[0].value
+    assert dict(zip(table["run"], table["role"], strict=True)) == {sweep.id: "both"}
+
+
+def test_many_runs_begin_as_a_tree_and_a_search_lists_them(root, monkeypatch):
     for seed in range(26):
         make_run(root, n_items=5, seed=seed, name=f"run{seed}")
     made, really = [], runs_table._row
@@ -66,18 +72,7 @@ def test_only_what_is_shown_is_made(root, monkeypatch):
     assert not made, "26 runs in two lines; the CSV's rows are made when it is taken"
     assert len(app.sidebar.selectbox[0].options) == 20
     assert "newest 20 runs" in words(app)
-
-
-def test_a_sweep_has_the_part_of_its_points(root):
-    sweep = make_sweep(root, (), n_items=60)
-    table = open_page(PAGE, view="list").dataframe[0].value
-    assert dict(zip(table["run"], table["role"], strict=True)) == {sweep.id: "both"}
-
-
-def test_many_runs_begin_as_a_tree_and_a_search_lists_them(root):
-    for seed in range(26):
-        make_run(root, n_items=5, seed=seed, name=f"run{seed}")
-    table = open_page(PAGE).dataframe[0].value
+    table = app.dataframe[0].value
     assert len(table) == 2, "one study, one arm of 26 runs"
     mean = table["acc"].iloc[1]
     flat = open_page(PAGE, view="list").dataframe[0].value
