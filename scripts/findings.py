@@ -24,6 +24,7 @@ from bidir_core.explain.sweep_outcomes import Outcomes, outcomes
 from bidir_core.runs.layout import COMMITTED_RUNS
 from bidir_core.runs.run import Run
 from scripts import findings_lab, findings_law, findings_order, findings_repair, pages
+from scripts.findings_figures import FIGURES
 from scripts.findings_lab import FIRST, only, share
 from scripts.pages import Blocks, delta, table
 
@@ -148,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit 1 unless all is as computed"
     )
-    return pages.write(BLOCKS, TABLES, check=parser.parse_args(arguments).check)
+    return pages.write(BLOCKS, TABLES, FIGURES, check=parser.parse_args(arguments).check)
 
 
 if __name__ == "__main__":

@@ -111,6 +111,25 @@ def law() -> str:
     return table(header, rows)
 
 
+def dials() -> str:
+    """Every other point of the models' sweeps: dials, controls, prompt conditions."""
+    rows = []
+    for name in NAMES:
+        for run in (laws()[name][1], named("controls-")[name]):
+            sweep = Sweep(run)
+            for slug, point in sweep.points.items():
+                base = sweep.slug_of(CAUSAL, point.condition)
+                compared = sweep.outcomes(point.condition, "acc")
+                if compared is None or base is None or ":layers=" in point.regime:
+                    continue
+                what = ", ".join(filter(None, (point.patch, point.condition.words(sweep.usual))))
+                cost = "" if slug == base else delta(compared.delta(base, slug))
+                accuracy = f"{100 * compared.accuracy(slug):.1f}"
+                rows.append([name, run.id, point.regime, what, accuracy, cost])
+    header = "model | run | regime | edit or prompt | macro accuracy, %"
+    return table(f"{header} | against causal with that prompt, points (95 % CI)", rows)
+
+
 def predictions() -> str:
     """Which A labels choose, and which one each way to predict had stored before."""
     predicted, rows = named("recommend-"), []
@@ -129,4 +148,4 @@ def predictions() -> str:
 
 
 BLOCKS: Blocks = {"models": models, "context": context, "predictions": predictions}
-TABLES: Blocks = {"law": law}
+TABLES: Blocks = {"law": law, "dials": dials}

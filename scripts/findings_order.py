@@ -32,7 +32,7 @@ ARMS = {  # of a run's name, and the words for it
     BASE: "causal",
     "bidirectional": "bidirectional",
     "sink1": "`sink=1`",
-    "opened": "`layers=A-`, A recommended",
+    "opened": "`layers=A-`",
     "twice": "causal, prompt twice",
     "3C-causal": "3C, causal",
     "3B-causal": "3B, causal",
@@ -74,18 +74,18 @@ def effects_table() -> str:
     rows = [["causal, passage first / last, %", *levels]]
     for arm in SHOWN:
         recovered = [arms(STUDY)[family][index_of[arm]].recovered for family in FAMILIES]
-        rows.append([f"{ARMS[arm]}, minus causal", *(delta(r.last_change) for r in recovered if r)])
+        rows.append([ARMS[arm], *(delta(r.last_change) for r in recovered if r)])
     for arm, other in AGAINST:
         first, second = order_answers(by_arm[other]), order_answers(by_arm[arm])
         changes = (gap_recovered(first[family], second[family]).last_change for family in FAMILIES)
-        rows.append([f"{ARMS[arm]}, minus: {ARMS[other]}", *map(delta, changes)])
+        rows.append([f"{ARMS[arm]} minus {ARMS[other]}", *map(delta, changes)])
     lengths = (f"`{f}`, {base.prompt_tokens:,.0f} tokens" for f, base in zip(FAMILIES, causal))
     run = by_arm[BASE]
     sciq, boolq = (arms(STUDY)[family][0].effect.n for family in ("sciq", "boolq"))
     return (
         f"{NAMES[STUDY]}, {sciq:,} documents of SciQ in four forms and {boolq:,} of BoolQ, "
         f"bfloat16, {(run.metrics or {})['cost']['device']}, {run.config['created'][:10]}. "
-        "Differences in points of accuracy with the passage last, 95 % CI.\n\n"
+        "Points of accuracy with the passage last, minus causal or what a row names, 95 % CI.\n\n"
         + table(" | ".join(["", *lengths]), rows)
     )
 
@@ -107,7 +107,8 @@ def generated_table() -> str:
     rows = []
     causal: dict[tuple[str, str, str], np.ndarray] = {}
     for cell in order_generation.read():
-        pairs = list(zip(cell["answers"], cell["right"], strict=True))
+        answers = map(order_generation.ended, cell["answers"])
+        pairs = list(zip(answers, cell["right"], strict=True))
         exact, begins = (
             np.array([check(answer, right) for answer, right in pairs])
             for check in (order_generation.matches, order_generation.begins_with)

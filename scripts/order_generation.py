@@ -26,7 +26,7 @@ from bidir_core.common.files import replacing
 from bidir_core.data.encoding import Encoder, vocabulary_of
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import read_items
-from bidir_core.explain.generate import end_ids
+from bidir_core.explain.generate import END_TEXTS, end_ids
 from bidir_core.models import loading
 from bidir_core.models.layout import Layout
 from bidir_core.models.loading import LoadedModel
@@ -140,6 +140,11 @@ def greedy(
         end = next((index for index, token in enumerate(tokens) if token in ends), len(tokens))
         answers.append(loaded.tokenizer.decode(tokens[:end]).strip().split("\n")[0])
     return answers
+
+
+def ended(answer: str) -> str:
+    """What stands before the first end mark: answers of 2026-11-30 run over ``<|endoftext|>``."""
+    return re.split("|".join(map(re.escape, END_TEXTS)), answer)[0].strip()
 
 
 ARTICLES = {"a", "an", "the"}

@@ -1,7 +1,7 @@
 """Parts of docs/ that a script writes: blocks of a page, between hand-written words, and tables.
 
 What stands between ``<!-- findings: NAME -->`` (or ``law``, ``order``, ``repair``) and ``<!-- end -->`` on a page is computed,
-and so are the files of ``docs/tables/``.
+and so are the files of ``docs/tables/`` and the figures.
 """
 
 from __future__ import annotations
@@ -61,10 +61,11 @@ def delta(estimate: stats.Estimate | None) -> str:
     return estimate_text(estimate)
 
 
-def write(blocks: Blocks, tables: Blocks, *, check: bool) -> int:
-    """Write blocks and tables, or say which are not as computed; an exit code."""
+def write(blocks: Blocks, tables: Blocks, figures: Blocks, *, check: bool) -> int:
+    """Write blocks, tables and figures, or say which are not as computed; an exit code."""
     texts = {page: filled(page.read_text(encoding="utf-8"), blocks) for page in PAGES}
     texts |= {TABLES / f"{name}.csv": csv_text(build()) for name, build in tables.items()}
+    texts |= {DOCS / f"{name}.svg": draw() for name, draw in figures.items()}
     stale = 0
     for path, text in texts.items():
         if not check:

@@ -26,6 +26,9 @@ TOP = 10
 Stopped = Literal["end of text", "length"]
 
 
+END_TEXTS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>")  # as in llama.cpp
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen. ``temperature`` 0 takes the most likely one (greedy).
@@ -185,10 +188,12 @@ def check(
 
 
 def end_ids(loaded: LoadedModel) -> set[int]:
-    """The tokens that end a text: the tokenizer's, and those the model's authors list."""
+    """The tokens that end a text: the tokenizer's, those the model's authors list (a converted model
+    has no such list), and those of :data:`END_TEXTS`."""
     listed = getattr(getattr(loaded.model, "generation_config", None), "eos_token_id", None)
-    token_ids = set(listed if isinstance(listed, list) else [listed])
-    return {token for token in (*token_ids, loaded.tokenizer.eos_token_id) if token is not None}
+    token_ids = {*(listed if isinstance(listed, list) else [listed]), loaded.tokenizer.eos_token_id}
+    added = loaded.tokenizer.get_added_vocab()
+    return {*token_ids - {None}, *(added[text] for text in END_TEXTS if text in added)}
 
 
 @torch.inference_mode()

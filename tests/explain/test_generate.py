@@ -8,7 +8,7 @@ import torch
 from bidir_core import cli
 from bidir_core.common.errors import UserError
 from bidir_core.explain import generate as generation
-from bidir_core.explain.generate import Sampling, encode_prompt, generate, stream
+from bidir_core.explain.generate import Sampling, encode_prompt, end_ids, generate, stream
 from bidir_core.models import attention
 from bidir_core.models.families import BOS, EOS, tiny_loaded
 from bidir_core.models.layout import Layout
@@ -210,3 +210,12 @@ def test_a_regime_that_is_not_in_force_has_no_text(tiny_folder, capsys, monkeypa
     (entry,) = json.loads(capsys.readouterr().out)["regimes"]
     assert entry["probe"]["passed"] is True
     assert entry["probe"]["regime"] == "causal"
+
+
+def test_end_marks_end_a_text_where_the_models_authors_list_none():
+    """Converted models have the tokenizer's own end alone: Qwen also ends with ``<|endoftext|>``."""
+    loaded = unending("llama")
+    before = end_ids(loaded)
+    loaded.tokenizer.add_special_tokens({"additional_special_tokens": ["<|endoftext|>"]})
+    added = loaded.tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    assert end_ids(loaded) == before | {added}

@@ -87,17 +87,40 @@ def test_the_words_on_prompt_order_were_written_for_these_outcomes() -> None:
     signs = {
         "bidirectional": "-----",
         "`sink=1`": "-----",
-        "`layers=A-`, A recommended": "++0--",
+        "`layers=A-`": "++0--",
         "causal, prompt twice": "++0++",
-        "`layers=A-`, A recommended, minus: causal, prompt twice": "0----",
-        f"{TRAINED}, `layers=A-`, minus: {TRAINED}, causal": "+-+00",
-        f"{TRAINED}, `layers=A-`, minus: 3C, causal": "0-000",
+        "`layers=A-` minus causal, prompt twice": "0----",
+        f"{TRAINED}, `layers=A-` minus {TRAINED}, causal": "+-+00",
+        f"{TRAINED}, `layers=A-` minus 3C, causal": "0-000",
     }
     rows = dict(
         line.strip("| ").split(" | ", 1) for line in on_page("order: effects").splitlines()[4:]
     )
     for arm, expected in signs.items():
-        row = rows.get(arm) or rows[f"{arm}, minus causal"]
+        row = rows[arm]
         ends = [(float(low), float(high)) for low, high in re.findall(r"\((\S+) to (\S+)\)", row)]
         outcome = "".join("+" if low > 0 else "-" if high < 0 else "0" for low, high in ends)
         assert outcome == expected, arm
+
+
+def test_the_words_on_generated_answers_were_written_for_these_outcomes() -> None:
+    """On the larger Qwen, passage last, an arm moves generated answers as it moves scored ones."""
+    with (pages.TABLES / "order_generation.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.reader(file) if row[0] == "qwen-1.5b" and row[2] == "last"]
+    changes = {(row[1], row[3]): float(row[7].split()[0]) for row in rows if row[7]}
+    scored = dict(
+        line.strip("| ").split(" | ", 1) for line in on_page("order: effects").splitlines()[4:]
+    )
+    arms = {"bidirectional": "bidirectional", "bidirectional:layers=2-": "`layers=A-`"}
+    arms["causal, prompt twice"] = "causal, prompt twice"
+    for (family, regime), change in changes.items():
+        cell = scored[arms[regime]].split(" | ")[("sciq", "sciq_letters", "boolq").index(family)]
+        assert change * float(cell.split()[0]) > 0, (family, regime)
+    assert len(changes) == 9
+
+
+def test_no_model_is_shown_to_gain_by_its_prompt_twice() -> None:
+    for line in on_page("law: models").splitlines()[4:]:
+        cell = line.strip("| ").split(" | ")[6]
+        low, high = map(float, re.findall(r"\((\S+) to (\S+)\)", cell)[0])
+        assert low < 0 < high, line
