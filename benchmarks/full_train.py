@@ -56,30 +56,22 @@ def _attempt(
     clock: Clock,
     device: torch.device,
     work: Callable[[bool], dict[str, Any]],
-    checkpointing: bool = True,
+    checkpointing: bool,
 ) -> list[dict[str, Any]]:
-    """The row that ``work(gradient checkpointing or not)`` gives; none if it failed.
-
-    What runs out of memory without gradient checkpointing is tried with it.
-    """
-    retry = False
+    """The row that ``work(gradient checkpointing or not)`` gives; none if it failed."""
 
     def run() -> dict[str, Any]:
-        nonlocal retry
         if device.type == "cuda" and torch.cuda.memory_allocated(device) > HELD:
             torch.compiler.reset()  # what was compiled for the last model may hold on to it
             clear(device)
-        try:
-            row = work(checkpointing)
-        except torch.OutOfMemoryError:
-            retry = not checkpointing
-            raise
         computed = "yes" if checkpointing else "no"
-        return {**row, "layers_computed_twice": computed, "peak_gb": peak_gb(device)}
+        return {
+            **work(checkpointing),
+            "layers_computed_twice": computed,
+            "peak_gb": peak_gb(device),
+        }
 
     row = attempt(add, part, title, clock, device, run)
-    if retry:
-        return _attempt(add, part, title, clock, device, work)
     return [row] if row is not None else []
 
 

@@ -40,7 +40,7 @@ from bidir_core.runs.layout import runs_roots
 from bidir_core.runs.run import Run
 from bidir_core.train.config import FinetuneConfig
 from bidir_core.train.finetune import run_finetune
-from scripts.study_runs import Names, chosen_rate, runs_by_name
+from scripts.repair import Names, chosen_rate, runs_by_name
 
 ORDER_TASKS = tuple(
     f"{family}_{order}"

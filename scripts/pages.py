@@ -26,8 +26,13 @@ BLOCK = re.compile(
 
 
 def filled(text: str, blocks: Blocks) -> str:
-    """The page's text with every block computed anew."""
-    return BLOCK.sub(lambda match: match[1] + blocks[match[2]]() + match[4], text)
+    """The page's text with every block computed anew; one that nothing computes is a record."""
+
+    def block(match: re.Match[str]) -> str:
+        compute = blocks.get(match[2])
+        return match[1] + (compute() if compute else match[3]) + match[4]
+
+    return BLOCK.sub(block, text)
 
 
 def table(header: str, rows: Iterable[Sequence[str]]) -> str:

@@ -10,7 +10,7 @@ from bidir_core.data.items import fold_of
 from bidir_core.runs.layout import FINETUNE_DIRS, evaluation_dir
 from bidir_core.runs.records import make_record
 from bidir_core.runs.writer import RunWriter
-from scripts.study_runs import COMMITTED_BASE
+from scripts.repair import COMMITTED_BASE
 
 TASKS = ("piqa", "winogrande")
 N_ITEMS = 1000

@@ -2,10 +2,11 @@
 
 import csv
 import re
+from collections.abc import Iterator
 
 import pytest
 
-from scripts import findings, pages
+from scripts import findings, findings_repair, pages
 
 PAGES = {page.name: page.read_text(encoding="utf-8") for page in pages.PAGES}
 TEXT = "".join(PAGES.values())
@@ -58,6 +59,27 @@ def test_the_front_page_quotes_what_was_computed() -> None:
     assert len(quoted) >= 7
     known = [intervals(path.read_text()) for path in (*pages.PAGES, *pages.TABLES.glob("*.csv"))]
     assert not quoted - set.union(*known)
+
+
+def effects(value: object) -> Iterator[str]:
+    """Every difference with its interval in a JSON file, as a page writes it."""
+    if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
+        yield findings_repair.interval(value)
+    for inner in value.values() if isinstance(value, dict) else ():
+        yield from effects(inner)
+    for inner in value if isinstance(value, list) else ():
+        yield from effects(inner)
+
+
+def test_what_is_recorded_of_the_repair_is_what_its_files_say() -> None:
+    """Blocks and tables that nothing computes any more hold no other differences than the JSON files."""
+    names = {match[2] for match in pages.BLOCK.finditer(TEXT)} - findings.BLOCKS.keys()
+    assert names == {f"repair: {name}" for name in ("summary", "claims", "repeats", "recipe")}
+    tables = [(pages.TABLES / f"repair_{name}.csv").read_text() for name in ("claims", "recipes")]
+    known = (findings_repair.read(name) for name in ("claims", "recipes"))
+    written = intervals("".join([*map(on_page, names), *tables]))
+    assert len(written) > 50
+    assert not written - intervals("\n".join(text for data in known for text in effects(data)))
 
 
 TRAINED = "3B trained with `layers=A-`"

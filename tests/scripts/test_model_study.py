@@ -7,7 +7,7 @@ import pytest
 from bidir_core.common.errors import UserError
 from scripts import model_study, repair
 from scripts.model_study import Step, Study, short, work
-from scripts.study_runs import chosen_rate
+from scripts.repair import chosen_rate
 from tests.factory import training_file
 
 

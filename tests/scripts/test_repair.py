@@ -1,7 +1,6 @@
 """Claims: either way sayable, claimed on the confirm half; the committed files follow from the runs."""
 
 import json
-import re
 from statistics import mean
 
 import pytest
@@ -10,7 +9,7 @@ from bidir_core.analyse import stats
 from bidir_core.runs.layout import COMMITTED_RUNS
 from bidir_core.runs.run import Run
 from scripts import findings_repair, repair
-from scripts.study_runs import FOLDS, REGIMES, Names, each_run
+from scripts.repair import FOLDS, REGIMES, Names, each_run
 from tests.repair_study import arm, base, hashes
 
 WRONG = hashes()[::3]  # what every model gets wrong, so that there is room on both sides
@@ -72,47 +71,12 @@ def test_gain_and_loss_are_told_apart(tmp_path):
     assert verdicts["distil_causal"] == ("different", "no")
     assert verdicts["distil_stage1"] == ("equivalent", "yes")
     assert verdicts["lora_3b_bidirectional"] == ("different", "no")
-    assert "different, higher. Aim: 0 or above: **reached**." in findings_repair.sentence(
-        claims["3b_stage1"]
-    )
-    assert "different, lower. Aim: within 1 point: **not reached**" in findings_repair.sentence(
-        claims["distil_causal"]
-    )
-
-
-@pytest.mark.parametrize(
-    ("value", "says"),
-    [
-        (3.0, ["tuning?** yes, +3.0", "3B: above it, +3.0", "control: no, it gains, +3.0"]),
-        (0.0, ["tuning?** no, +0.0", "3B: yes, +0.0", "control: no, +0.0"]),
-        (-3.0, ["tuning?** no, -3.0", "3B: below it, -3.0", "control: yes, -3.0"]),
-        (0.8, ["tuning?** undecided, +0.8", "3B: undecided, +0.8", "control: undecided, +0.8"]),
-    ],
-)
-def test_the_summary_can_come_out_either_way(value, says):
-    effect = recipe("recipe-3B-full-25-0.0003", value)["explore"]["bidirectional"]
-    if value == 0.8:
-        effect = {**effect, "low": -0.9, "high": 2.5}
-    keys = ("interaction", "3b_stage1", "distil_stage1", "3b_control", "lora_3b_causal")
-    claims = {key: {"aim": "within", "margin": 1.0, "confirm": effect} for key in keys}
-    tried = recipe("recipe-3B-full-25-0.0003", value)
-    text = "\n".join(
-        findings_repair.summary_lines(claims, {"chosen": tried["name"], "recipes": [tried]})
-    )
-    for sentence in says:
-        assert sentence in text
-    assert f"Shown in {int(value == 0)} of 1 comparisons" in text
-    assert ("does not hold" if value == -3.0 else "that holds") in text
 
 
 def test_what_cannot_be_told_is_undecided():
     low = stats.Estimate(-0.008, -0.02, 0.004, 700)
     claim = {"what": "x", "aim": "within", "margin": 1.0, "seeds": [0], "confirm": points(low)}
     assert repair.judged(claim) == {"word": "undecided", "reached": "undecided"}
-    assert findings_repair.sentence(claim) == (
-        "X: -0.8 points (95 % CI -2.0 to +0.4; n = 700; 1 seed): undecided. "
-        "Aim: within 1 point: **undecided**."
-    )
     high = stats.Estimate(0.008, -0.004, 0.02, 700)
     claim |= {"aim": "within or better", "confirm": points(high)}
     assert repair.judged(claim) == {"word": "undecided", "reached": "yes"}
@@ -149,22 +113,8 @@ def test_seeds_are_averaged_and_their_spread_widens_the_interval(tmp_path):
     assert by_seed[2] < -5
     assert claim["confirm"]["value"] == pytest.approx(sum(by_seed) / 3, abs=0.002)
     assert claim["word"] == "undecided"
-    assert re.search(r"3 seeds, -\d+\.\d to \+\d+\.\d\)", findings_repair.sentence(claim))
     # What lacks runs is said to lack them, by name, and nothing is made of it.
     assert claims["3b_control"]["missing"] == ["3C-full-seed0-causal"]
-
-
-# Recipes
-
-
-def recipe(name: str, value: float, **more) -> dict:
-    effect = {"value": value, "low": value - 0.5, "high": value + 0.5, "n": 7000}
-    effect["by_seed"] = [value]
-    half = {"seeds": [0], "bidirectional": effect, "causal": effect}
-    settings = {"objective": "3B", "method": "full", "steps": 50, "lr": 3e-4, "device": "a GPU"}
-    costs = {"tokens": 470_000, "passes_a_token": 1, "seeds": [0], "seconds_alone": {}}
-    folds = {"explore": half, "confirm": half, "confirm_fresh_seeds": None}
-    return {"name": name, **settings, **costs, **folds, **more}
 
 
 # The committed numbers
