@@ -306,8 +306,8 @@ def notes_of(pairs: PairedItems) -> list[str]:
         value_a, value_b = (
             run.config.get(name) or run.settings.get(setting) for run in (run_a, run_b)
         )
-        if name == "attention" and value_a != value_b:
-            value_a, value_b = _attention(run_a, value_a), _attention(run_b, value_b)
+        if {value_a, value_b} == {"split", "sdpa"}:
+            continue  # split is sdpa, in parts where a prefix is long
         if value_a and value_b and value_a != value_b:
             notes.append(f"the runs differ in {name}: {value_a} and {value_b}")
     times_a, times_b = repeats(run_a.settings), repeats(run_b.settings)
@@ -322,38 +322,25 @@ def notes_of(pairs: PairedItems) -> list[str]:
     return notes
 
 
-def _attention(run: Run, attention: str | None) -> str | None:
-    """What really computed the run's attention: split is sdpa but for items with a long prefix."""
-    split_from = run.config.get("split_from_tokens")
-    if attention != "split" or not isinstance(split_from, int):
-        return attention
-    lengths = run.items_table(("n_prefix_tokens",)).column("n_prefix_tokens").to_pylist()
-    # All of an item's contexts together, since they may share one packed row.
-    longest = max((sum(tokens) for tokens in lengths if tokens), default=split_from)
-    return "split" if longest >= split_from else "sdpa"
-
-
 def subject(run_a: Run, run_b: Run) -> str:
     """What was changed between two runs, as the subject of a sentence."""
     regime_a, regime_b = parse_regime(run_a.regime), parse_regime(run_b.regime)
     check_a, check_b = run_a.settings.get("checkpoint"), run_b.settings.get("checkpoint")
     times_a, times_b = repeats(run_a.settings), repeats(run_b.settings)
-    if run_a.model == run_b.model and check_a == check_b and times_a != times_b:
-        if regime_a == regime_b:
-            return f"Giving the prompt {times_b} times instead of {times_a}"
-        return f"Going from {regime_a}, prompt {times_a} times, to {regime_b}, {times_b} times"
-    if run_a.model == run_b.model and check_a == check_b:
-        if regime_a.is_causal and regime_b.bidirectional:
-            dials = str(regime_b).partition(":")[2]
-            return "Bidirectional prefill" + (f" ({dials})" if dials else "")
-        if regime_a != regime_b:
-            return f"Going from {regime_a} to {regime_b}"
-        return "The second run"
-    if run_a.model == run_b.model and check_a is None and regime_a == regime_b:
-        return "Fine-tuning" + ("" if regime_a.is_causal else f" (both under {regime_a})")
-    if run_a.model == run_b.model and check_a is None:
+    if run_a.model != run_b.model or check_a not in (check_b, None):
+        return f"'{run_b.id}' against '{run_a.id}'"
+    if check_a != check_b and regime_a != regime_b:
         return f"Going from the base model under {regime_a} to a fine-tune under {regime_b}"
-    return f"'{run_b.id}' against '{run_a.id}'"
+    if check_a != check_b:
+        return "Fine-tuning" + ("" if regime_a.is_causal else f" (both under {regime_a})")
+    if times_a != times_b and regime_a == regime_b:
+        return f"Giving the prompt {times_b} times instead of {times_a}"
+    if times_a != times_b:
+        return f"Going from {regime_a}, prompt {times_a} times, to {regime_b}, {times_b} times"
+    if regime_a.is_causal and regime_b.bidirectional:
+        dials = str(regime_b).partition(":")[2]
+        return "Bidirectional prefill" + (f" ({dials})" if dials else "")
+    return f"Going from {regime_a} to {regime_b}" if regime_a != regime_b else "The second run"
 
 
 def comparison_text(result: Comparison) -> str:

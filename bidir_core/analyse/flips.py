@@ -105,9 +105,7 @@ def bands(values: pd.Series) -> pd.Series:
         return pd.Series(f"{edges[0]}", index=values.index)
     lows, highs = edges[:-1], [*(edges[1:-1] - 1), edges[-1]]  # the last band has its end
     names = [f"{low} to {high}" if low < high else f"{low}" for low, high in zip(lows, highs)]
-    index = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(names) - 1)
-    labels = pd.Categorical.from_codes(index, categories=names, ordered=True)
-    return pd.Series(labels, index=values.index)
+    return pd.cut(values, [*lows, edges[-1] + 1], right=False, labels=names)
 
 
 def slices(flips: pd.Series, labels: pd.Series) -> list[Slice]:

@@ -8,10 +8,11 @@ together of one fine-tuned arm.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Literal
 
 from bidir_core.analyse import stats
-from bidir_core.analyse.contrasts import Contrast, Interaction, contrast, interaction
+from bidir_core.analyse.contrasts import Contrast, contrast, interaction
 from bidir_core.analyse.pairing import Metric
 from bidir_core.analyse.study import CAUSAL, Arm, Cell, Study
 from bidir_core.analyse.verdict import Judgement, judge
@@ -82,17 +83,12 @@ class Findings:
 
     def __init__(self, study: Study, metric: Metric = "acc", margin: float = stats.MARGIN):
         self.study, self.metric, self.margin = study, metric, margin
-        self._repairs: dict[Arm, Repair] = {}
-        self._interactions: dict[Arm, Interaction | str] = {}
-        self._contrasts: dict[tuple[Cell, Cell], Contrast | None] = {}
-
-    def between(self, a: Cell, b: Cell) -> Contrast | None:
-        """Cell b minus cell a, or None if either was not run."""
-        if (a, b) not in self._contrasts:
-            self._contrasts[a, b] = contrast(
-                self.study, a, b, metric=self.metric, margin=self.margin
-            )
-        return self._contrasts[a, b]
+        # Cell b minus cell a, or None if either was not run.
+        self.between = cache(partial(contrast, study, metric=metric, margin=margin))
+        # An arm's interaction with its control, or what is missing for it.
+        self.interaction = cache(partial(interaction, study, metric=metric))
+        # Everything that the answers need of one fine-tuned arm.
+        self.repair = cache(self._repair)
 
     @property
     def stage1(self) -> Cell:
@@ -101,20 +97,8 @@ class Findings:
     def damage(self, regime: str | None = None) -> Contrast | None:
         return self.between(self.stage1, (self.study.base, regime or self.study.regime))
 
-    def interaction(self, arm: Arm) -> Interaction | str:
-        """The arm's interaction with its control, or what is missing for it."""
-        if arm not in self._interactions:
-            self._interactions[arm] = interaction(self.study, arm, metric=self.metric)
-        return self._interactions[arm]
-
     def judged(self, estimate: stats.Estimate, n_seeds: int = 1) -> Judgement:
         return judge(estimate, margin=self.margin, n_seeds=n_seeds)
-
-    def repair(self, arm: Arm) -> Repair:
-        """Everything that the answers need of one fine-tuned arm."""
-        if arm not in self._repairs:
-            self._repairs[arm] = self._repair(arm)
-        return self._repairs[arm]
 
     def _repair(self, arm: Arm) -> Repair:
         study, regime = self.study, self.study.own_regime(arm)

@@ -16,7 +16,6 @@ import pandas as pd
 import pyarrow as pa
 
 from bidir_core.common.errors import UserError
-from bidir_core.data.items import BLANK_LINE
 from bidir_core.runs.layout import IMPORTED
 from bidir_core.runs.run import METRICS, OUTCOME_COLUMNS, Metric, Run, outcomes
 
@@ -303,11 +302,10 @@ def text_difference(
         return None  # points of a sweep that share their texts
     a, b = (run.items_table(_TEXTS).take(rows) for run, rows in ((run_a, rows_a), (run_b, rows_b)))
     same_context = run_a.settings.get("context") == run_b.settings.get("context")
-    times = repeats(run_a.settings), repeats(run_b.settings)
-    if times[0] != times[1]:
-        a, b = (_once(table, n) for table, n in zip((a, b), times))
+    repeated = repeats(run_a.settings) != repeats(run_b.settings)
     for name in ("contexts", "continuations") if same_context else ("continuations",):
-        difference = _first_difference(a.column(name), b.column(name))
+        is_longer = repeated and name == "contexts"
+        difference = _first_difference(a.column(name), b.column(name), is_longer)
         if difference is None:
             continue
         row, text_a, text_b = difference
@@ -318,17 +316,6 @@ def text_difference(
     return None
 
 
-def _once(table: pa.Table, times: int) -> pa.Table:
-    """The table with each context once, of those that were given ``times`` times over."""
-    n_blank = len(BLANK_LINE) * (times - 1)
-    contexts = [
-        texts and [str(text)[: (len(text) - n_blank) // times] for text in texts]
-        for texts in table.column("contexts").to_pylist()
-    ]
-    column = table.column_names.index("contexts")
-    return table.set_column(column, "contexts", pa.array(contexts, pa.list_(pa.string())))
-
-
 def _keeps_texts(run: Run) -> bool:
     if run.is_compact:
         return False
@@ -336,7 +323,10 @@ def _keeps_texts(run: Run) -> bool:
     return contexts.null_count < len(contexts)
 
 
-def _first_difference(a: pa.ChunkedArray, b: pa.ChunkedArray) -> tuple[int, str, str] | None:
+def _first_difference(
+    a: pa.ChunkedArray, b: pa.ChunkedArray, is_longer: bool
+) -> tuple[int, str, str] | None:
+    """``is_longer``: one of the texts is the other given several times, so it begins with it."""
     if a.combine_chunks().equals(b.combine_chunks()):
         return None
     for row, (texts_a, texts_b) in enumerate(zip(a.to_pylist(), b.to_pylist(), strict=True)):
@@ -345,6 +335,9 @@ def _first_difference(a: pa.ChunkedArray, b: pa.ChunkedArray) -> tuple[int, str,
         # A context shared by all choices may be written once.
         length = max(len(texts_a), len(texts_b))
         bare_a, bare_b = (_bare(texts, length) for texts in (texts_a, texts_b))
+        if is_longer:
+            pairs = list(zip(bare_a, bare_b, strict=True))
+            bare_a, bare_b = [x[: len(y)] for x, y in pairs], [y[: len(x)] for x, y in pairs]
         if bare_a != bare_b:
             index = next((i for i, (x, y) in enumerate(zip(bare_a, bare_b)) if x != y), 0)
             text_a, text_b = (

@@ -100,39 +100,34 @@ def read_items(config: AttendConfig) -> list[Item]:
 def _encode(
     config: AttendConfig, plan: Preflight, items: Sequence[Item]
 ) -> tuple[list[EncodedItem], bool]:
-    """Each item as one context and one continuation, tokenised as an evaluation does it."""
-    encoder = Encoder.of(plan, bos=config.bos, chat_template=config.chat_template)
+    """Each item as its context and right choice, tokenised as an evaluation does it."""
     prompt_only = config.prompt is not None and not config.continuation
-    if prompt_only:  # only its prefix is used, which is tokenised by itself anyway
-        items = [replace(items[0], continuations=(" .",))]
-    encoded = encoder.encode(items)
+    right = [
+        replace(
+            item,
+            gold=0,
+            contexts=(item.context(item.gold),),
+            continuations=(" ." if prompt_only else item.continuations[item.gold],),
+        )
+        for item in items
+    ]
+    encoder = Encoder.of(plan, bos=config.bos, chat_template=config.chat_template)
+    encoded = encoder.encode(right)
     bos_added = encoder.bos_added(encoded)
-    chosen = []
+    if prompt_only:  # only its prefix is used, which is tokenised by itself anyway
+        nothing = Tokens(np.empty(0, dtype=np.int64), np.empty((0, 2), dtype=np.int64))
+        bare = replace(right[0], continuations=("",))
+        encoded = [replace(encoded[0], item=bare, continuations=(nothing,))]
     for item in encoded:
         if item.error is not None and not config.is_summary:
             raise UserError(f"{_name(item)} cannot be observed: {item.error}")
-        chosen.append(_right_choice(item, prompt_only))
-        n_tokens = len(chosen[-1].prefixes[0]) + len(chosen[-1].continuations[0])
+        n_tokens = len(item.prefixes[0]) + len(item.continuations[0])
         if item.error is None and n_tokens > plan.max_length:
             raise UserError(
                 f"{_name(item)} needs {n_tokens} tokens and the model's window holds "
                 f"{plan.max_length}; shorten it (nothing is truncated)"
             )
-    return chosen, bos_added
-
-
-def _right_choice(encoded: EncodedItem, prompt_only: bool) -> EncodedItem:
-    choice = encoded.item.gold
-    item = replace(
-        encoded.item,
-        gold=0,
-        contexts=(encoded.item.context(choice),),
-        continuations=("",) if prompt_only else (encoded.item.continuations[choice],),
-    )
-    context = encoded.contexts[choice] if len(encoded.contexts) > 1 else encoded.contexts[0]
-    no_tokens = Tokens(np.empty(0, dtype=np.int64), np.empty((0, 2), dtype=np.int64))
-    continuation = no_tokens if prompt_only else encoded.continuations[choice]
-    return EncodedItem(item, (context,), (encoded.prefix(choice),), (continuation,), encoded.error)
+    return encoded, bos_added
 
 
 def _name(encoded: EncodedItem) -> str:

@@ -12,7 +12,6 @@ is read by itself, without the others, and a damaged file is noticed by its chec
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,14 +100,9 @@ def drift_between(hidden: Sequence[Sequence[np.ndarray]]) -> Drift:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """An ``.npz`` as numpy's, compressed fast, whole or absent."""
-    with (
-        replacing(path) as temporary,
-        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
-    ):
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.asarray(array, order="C"), allow_pickle=False)
+    """An ``.npz`` of numpy's, whole or absent."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def write_layer(folder: Path, regime: int, layer: int, weights: np.ndarray) -> None:

@@ -322,8 +322,7 @@ def _rounded(values: Any) -> Any:
 # How far predictions move. Below layer A ``layers=A-`` computes what causal computed, so those layers
 # hand out what they gave then: half of the work, and the same numbers.
 
-# Smaller than an evaluation's: on a GPU every layer's output is kept for a batch, and on a CPU small
-# batches of like lengths have little padding.
+# Smaller than an evaluation's: on a GPU every layer's output is kept for a batch.
 BATCH_TOKENS = {"cpu": 256, "cuda": 8192, "mps": 4096}
 
 

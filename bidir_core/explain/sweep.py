@@ -14,6 +14,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -317,7 +318,7 @@ ITEMS_PER_TASK = 5  # for the attention that triviality looks at
 
 
 def measure_attention(folder: Path, prompts: Prompts, loaded: LoadedModel) -> None:
-    """Where attention goes under each reference regime, on a few items of each task.
+    """How much attention goes to later tokens with and without a sink, on a few items of each task.
 
     Written to ``attention.json``; a resumed sweep does not measure twice.
     """
@@ -331,16 +332,11 @@ def measure_attention(folder: Path, prompts: Prompts, loaded: LoadedModel) -> No
     for members in by_task.values():
         places = np.linspace(0, len(members) - 1, min(ITEMS_PER_TASK, len(members)))
         chosen += [members[int(place)] for place in places]
-    by_regime: dict[str, Any] = {}
-    for regime in (CAUSAL, BIDIRECTIONAL, SINK):
+    by_regime: dict[str, dict[str, list[float]]] = {}
+    for regime in (BIDIRECTIONAL, SINK):
         means = [observe(loaded, passage_of(item), regime).shares.mean() for item in chosen]
-        by_regime[str(regime)] = {
-            name: [round(float(mean[name].mean()), 5) for mean in means]
-            for name in ("first", "future", "past")
-        } | {
-            f"{name}_by_layer": np.mean([m[name].mean(-1) for m in means], axis=0).round(5).tolist()
-            for name in ("first", "future")
-        }
+        future = [round(float(mean["future"].mean()), 5) for mean in means]
+        by_regime[str(regime)] = {"future": future}
     items = [item.item.item_id for item in chosen]
     write_json(
         folder / ATTENTION_FILE, {"schema": 1, "items": items, "regimes": by_regime}, dense=True
@@ -356,7 +352,8 @@ class Prompts:
         self.config, self.loaded, self.chat_date = config, loaded, chat_date
         self.usual = condition_of(config)
         self._items: dict[tuple[str, int], list[Item]] = {}  # by what changes them
-        self._encoded: dict[Condition, tuple[list[Item], list[EncodedItem], bool]] = {}
+        # By condition: items, the same encoded, and whether a BOS stands in front.
+        self.of = cache(self._of)
         self._plans: dict[tuple[Condition, bool], ScoringPlan] = {}
 
     def evaluation(self, point: Point) -> EvalConfig:
@@ -365,17 +362,14 @@ class Prompts:
             regime=point.regime, patch=point.patch, name=None, **point.condition._asdict()
         )
 
-    def of(self, condition: Condition) -> tuple[list[Item], list[EncodedItem], bool]:
-        """Items, the same encoded, and whether a BOS stands in front."""
-        if condition not in self._encoded:
-            config = self.config.evaluation(**condition._asdict())
-            slot = (condition.context, condition.repeat_prompt)
-            if slot not in self._items:
-                self._items[slot] = evaluate.read_items(config)
-            items = self._items[slot]
-            encoded, bos_added = evaluate.encode(config, self.loaded, items, self.chat_date)
-            self._encoded[condition] = items, encoded, bos_added
-        return self._encoded[condition]
+    def _of(self, condition: Condition) -> tuple[list[Item], list[EncodedItem], bool]:
+        config = self.config.evaluation(**condition._asdict())
+        slot = (condition.context, condition.repeat_prompt)
+        if slot not in self._items:
+            self._items[slot] = evaluate.read_items(config)
+        items = self._items[slot]
+        encoded, bos_added = evaluate.encode(config, self.loaded, items, self.chat_date)
+        return items, encoded, bos_added
 
     def plan(self, point: Point, loaded: LoadedModel) -> ScoringPlan:
         """The batch plan, as in an evaluation; regimes that are not causal share one."""

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -152,33 +152,25 @@ class Sweep:
         by_slug = {point.slug(self.usual): point for point in self.planned}
         self.runs = {slug: Run(folder / slug) for slug in by_slug}
         self.points = {slug: p for slug, p in by_slug.items() if self.runs[slug].state == "done"}
-        self._outcomes: dict[tuple[Condition, str], Outcomes] = {}
-        self._numbers: dict[tuple[str, str, str | None], dict[str, Any]] = {}
+        # By condition and metric; None while the condition's causal run is missing.
+        self.outcomes = cache(self._outcomes)
+        # By slug, metric and half: verdicts ask for the same bootstrap again.
+        self.numbers = cache(self._numbers)
 
     def slug_of(self, regime: str, condition: Condition, patch: str | None = None) -> str | None:
         """The finished point of this kind, or None."""
         slug = Point(regime, condition, patch).slug(self.usual)
         return slug if slug in self.points else None
 
-    def outcomes(self, condition: Condition, metric: str) -> Outcomes | None:
-        """None while the condition's causal run is missing."""
-        key = (condition, metric)
+    def _outcomes(self, condition: Condition, metric: str) -> Outcomes | None:
         causal = self.slug_of(str(CAUSAL), condition)
         if causal is None:
             return None
-        if key not in self._outcomes:
-            runs = {s: self.runs[s] for s, p in self.points.items() if p.condition == condition}
-            self._outcomes[key] = outcomes(self.runs[causal], runs, metric)
-        return self._outcomes[key]
+        runs = {s: self.runs[s] for s, p in self.points.items() if p.condition == condition}
+        return outcomes(self.runs[causal], runs, metric)
 
-    def numbers(self, slug: str, metric: str, half: str | None = None) -> dict[str, Any]:
+    def _numbers(self, slug: str, metric: str, half: str | None = None) -> dict[str, Any]:
         """A point's accuracy, its difference to causal, and the share of damage it removes."""
-        key = (slug, metric, half)
-        if key not in self._numbers:  # verdicts ask for the same bootstrap again
-            self._numbers[key] = self._compute(slug, metric, half)
-        return self._numbers[key]
-
-    def _compute(self, slug: str, metric: str, half: str | None) -> dict[str, Any]:
         point = self.points[slug]
         outcomes = self.outcomes(point.condition, metric)
         causal = self.slug_of(str(CAUSAL), point.condition)

@@ -232,18 +232,23 @@ class Condition(NamedTuple):
     context: str = "full"
     repeat_prompt: int = 1
 
+    def differences(self, usual: Condition) -> list[tuple[str, str]]:
+        """What differs from the sweep's own condition: in a folder's name, and in words."""
+        bos = {"add": "BOS added", "none": "no BOS", "auto": "usual BOS"}[self.bos]
+        chat = ("chat", "chat template") if self.chat_template else ("no-chat", "no chat template")
+        context = "no context" if self.context == "none" else f"{self.context} context"
+        n = self.repeat_prompt
+        named = (
+            (f"bos-{self.bos}", bos),
+            chat,
+            (f"context-{self.context}", context),
+            (f"prompt-x{n}", f"prompt {n} times"),
+        )
+        return [name for name, a, b in zip(named, self, usual, strict=True) if a != b]
+
     def words(self, usual: Condition) -> str:
-        """What differs from the sweep's own condition, e.g. ``BOS added, chat template``."""
-        parts = []
-        if self.bos != usual.bos:
-            parts.append({"add": "BOS added", "none": "no BOS", "auto": "usual BOS"}[self.bos])
-        if self.chat_template != usual.chat_template:
-            parts.append("chat template" if self.chat_template else "no chat template")
-        if self.context != usual.context:
-            parts.append("no context" if self.context == "none" else f"{self.context} context")
-        if self.repeat_prompt != usual.repeat_prompt:
-            parts.append(f"prompt {self.repeat_prompt} times")
-        return ", ".join(parts)
+        """What differs, e.g. ``BOS added, chat template``."""
+        return ", ".join(words for _, words in self.differences(usual))
 
 
 @dataclass(frozen=True)
@@ -267,14 +272,7 @@ class Point:
         parts = [parse_regime(self.regime).slug]
         if self.patch:
             parts.append(f"patch-{self.patch.replace('=', '-')}")
-        if self.condition.bos != usual.bos:
-            parts.append(f"bos-{self.condition.bos}")
-        if self.condition.chat_template != usual.chat_template:
-            parts.append("chat" if self.condition.chat_template else "no-chat")
-        if self.condition.context != usual.context:
-            parts.append(f"context-{self.condition.context}")
-        if self.condition.repeat_prompt != usual.repeat_prompt:
-            parts.append(f"prompt-x{self.condition.repeat_prompt}")
+        parts += [slug for slug, _ in self.condition.differences(usual)]
         return "_".join(parts)
 
     def to_json(self, usual: Condition) -> dict[str, Any]:

@@ -87,7 +87,6 @@ def best(sweep: Sweep, metric: str) -> dict[str, Any] | None:
         "regime": sweep.points[slug].regime,
         "n_candidates": len(slugs),
         "exploratory": not halved,
-        "chosen_on": sweep.numbers(slug, metric, chosen_on),
         "confirm" if halved else "same_items": numbers,
         "sentence": best_sentence(sweep.points[slug].regime, numbers, len(slugs), halved),
     }

@@ -22,7 +22,6 @@ import numpy as np
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import write_json
-from bidir_core.common.progress import Progress
 from bidir_core.common.settings import from_json
 from bidir_core.data.encoding import EncodedItem
 from bidir_core.data.tasks import load_items_by_id, name_of
@@ -285,17 +284,7 @@ def _write(
             "why %s on %s under %s -> %s", encoded.item.item_id, config.model, regime, writer.id
         )
         started = time.monotonic()
-        progress: Progress | None = None
-
-        def advance(done: int, total: int) -> None:
-            nonlocal progress
-            if progress is None:
-                progress = Progress(total, unit="mask", report=writer.heartbeat)
-            progress.advance(done)
-
-        result, computed = investigate(loaded, encoded, regime, config.metric, advance)
-        if progress is not None:
-            progress.close()
+        result, computed = investigate(loaded, encoded, regime, config.metric, writer.heartbeat)
         result = {
             "model": config.model,
             "checkpoint": config.checkpoint,

@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any
 
 from bidir_core.common.errors import UserError
+from bidir_core.common.progress import Progress
 from bidir_core.data.encoding import EncodedItem, Encoder, check_lengths
 from bidir_core.data.items import Item, choice_lengths
 from bidir_core.evaluate.scoring import score_one
@@ -54,12 +55,12 @@ def investigate(
     loaded: LoadedModel,
     encoded: EncodedItem,
     regime: Regime,
-    metric: str = "acc",
-    advance: Callable[[int, int], None] = lambda done, total: None,
+    metric: str,
+    report: Callable[..., None],
 ) -> tuple[dict[str, Any], int]:
     """All three questions. Returns the result as plain JSON values, and the tokens computed.
 
-    ``advance(newly done, total)`` hears of progress, in masks.
+    ``report`` hears of progress, in masks, as :class:`Progress` tells it.
     """
     scorer = VariantScorer(loaded, encoded)
     measure = Measure(encoded, metric)
@@ -81,15 +82,8 @@ def investigate(
     }
     variants = [variant for family in families.values() for variant in family]
     total = len(variants) + LAMBDA_ROUNDS * LAMBDA_INSIDE
-    spent = 0
-
-    def counted(done: int) -> None:
-        nonlocal spent
-        spent += done
-        advance(done, total)
-
-    counted(0)
-    in_order = iter(scorer.score(variants, counted))
+    progress = Progress(total, unit="mask", report=report)
+    in_order = iter(scorer.score(variants, progress.advance))
     ll = {name: list(islice(in_order, len(family))) for name, family in families.items()}
     _check_against_scoring(loaded, encoded, regime, ll["ends"])
     before, after = map(measure.choice, ll["ends"])
@@ -106,8 +100,9 @@ def investigate(
         tokens.append({"first": first, "last": last, **answer, "looks_ahead": looks_ahead})
     grid = dict(zip(LAMBDA_GRID, map(point, ll["lambda"]), strict=True))
     grid[1.0] = point(ll["ends"][1])
-    strengths = _find_lambda(scorer, opened, regime, before, grid, point, counted)
-    advance(total - spent, total)  # rounds that were not needed count as done
+    strengths = _find_lambda(scorer, opened, regime, before, grid, point, progress.advance)
+    progress.advance(total - progress.done)  # rounds that were not needed count as done
+    progress.close()
     context = encoded.item.gold if len(encoded.prefixes) > 1 else 0
     result = {
         "task": encoded.item.task,

@@ -38,22 +38,16 @@ class Chart:
 
 def charts(report: Report) -> dict[str, list[Chart | Markup]]:
     """Charts by the key of the section they belong to."""
-    numbers = report.numbers
+    numbers, study = report.numbers, report.study
+    repaired = [(arm, study.own_regime(arm)) for arm in study.trained("3B", "distill")[:1]]
     by_section: dict[str, Sequence[Chart | Markup]] = {
         FRONT: _forest(numbers.damage()),
         "macro": _ladder(numbers),
-        "per_task": _repaired(numbers),
+        # What is left of the cost after training, task by task.
+        "per_task": _forest(numbers.between(numbers.stage1, repaired[0]) if repaired else None),
         "curve": _curve(report),
     }
     return {key: list(drawn) for key, drawn in by_section.items() if drawn}
-
-
-def _repaired(numbers: Findings) -> list[Markup]:
-    """What is left of the cost after training, task by task."""
-    for arm in numbers.study.trained("3B", "distill")[:1]:
-        cell = (arm, numbers.study.own_regime(arm))
-        return _forest(numbers.between(numbers.stage1, cell))
-    return []
 
 
 def _forest(contrast: Contrast | None) -> list[Markup]:

@@ -20,7 +20,7 @@ from bidir_core.analyse.study import CAUSAL, Arm, Cell, Study, ordered_cells
 from bidir_core.analyse.verdict import Verdict
 from bidir_core.common import formatting
 from bidir_core.report.made_folder import MadeFolder
-from bidir_core.report.markdown import Column, Table, cell_text
+from bidir_core.report.markdown import Column, Table
 from bidir_core.report.paper_figures import FIGURES, METRICS, save, style
 from bidir_core.report.sections import Report, build_sections
 
@@ -413,23 +413,20 @@ def tabular(table: Table) -> str:
     """
     table = table.without_empty_columns()
     cells = table.texts()
-    specs = []
+    specs, writers = [], []
     for column, texts in zip(table.columns, zip(*cells, strict=True), strict=True):
-        if column.kind not in ("text", "code"):
+        writers.append({"code": code, "text": escape}.get(column.kind, number))
+        if writers[-1] is number:
             specs.append("r")
         elif max(map(len, texts)) > LONG_CELL:
             specs.append(r">{\raggedright\arraybackslash}p{5cm}")
         else:
             specs.append("l")
     header = " & ".join(escape(column.name) for column in table.columns) + r" \\"
-    lines = []
-    for row in table.rows:
-        shown = []
-        for value, column in zip(row, table.columns, strict=True):
-            text = cell_text(value, column)
-            write = code if column.kind == "code" else escape if column.kind == "text" else number
-            shown.append(write(text) if text else "")
-        lines.append(" & ".join(shown) + r" \\")
+    lines = [
+        " & ".join(write(text) if text else "" for write, text in zip(writers, row)) + r" \\"
+        for row in cells
+    ]
     environment = "longtable" if len(lines) > LONG_TABLE else "tabular"
     repeat = [r"\endhead"] if environment == "longtable" else []
     return "\n".join(

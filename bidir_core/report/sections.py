@@ -24,7 +24,8 @@ Part = str | Table  # a Markdown paragraph, or a table
 def build_sections(numbers: Findings) -> list[Section]:
     """Every section that the study has something for."""
     made = [(key, make(numbers)) for key, (_, make) in _SECTIONS.items()]
-    return [Section(key, tuple(parts)) for key, parts in made if parts]
+    kept = [(key, tuple(part for part in parts if part)) for key, parts in made]
+    return [Section(key, parts) for key, parts in kept if parts]
 
 
 def _scope(numbers: Findings) -> Sequence[Part]:
@@ -77,19 +78,19 @@ def _stages(numbers: Findings) -> Sequence[Part]:
     return [bullets(lines)]
 
 
-def _macro(numbers: Findings) -> Sequence[Part]:
+def _macro(numbers: Findings) -> Sequence[Part | None]:
     against = {
         cell: contrast
         for cell in numbers.study.cells
         if cell != numbers.stage1
         and (contrast := numbers.between(numbers.stage1, cell)) is not None
     }
-    parts: list[Part] = [tables.macro_table(numbers.study, against)]
-    parts += [note] if (note := tables.seeds_note(numbers.study, against)) else []
     study = numbers.study
-    for regime in study.bidirectional_regimes(study.base):
-        parts.append(bullets(answers.how_much_it_hurts(numbers.damage(regime), escape(regime))))
-    return parts
+    hurts = [
+        bullets(answers.how_much_it_hurts(numbers.damage(regime), escape(regime)))
+        for regime in study.bidirectional_regimes(study.base)
+    ]
+    return [tables.macro_table(study, against), tables.seeds_note(study, against), *hurts]
 
 
 def _per_task(numbers: Findings) -> Sequence[Part]:
@@ -110,14 +111,11 @@ def _non_prefill(numbers: Findings) -> Sequence[Part]:
     tried = numbers.study.trained("3B", "distill", "unknown")
     if not tried:
         return ["- Not run."]
-    parts: list[str] = [
+    return [
         "Did fine-tuning help one condition at the expense of the other? Base and checkpoint, "
-        "both under standard causal prefill:"
+        "both under standard causal prefill:",
+        *(bullets(answers.normal_behaviour(numbers.repair(arm))) for arm in tried),
     ]
-    for arm in tried:
-        repair = numbers.repair(arm)
-        parts.append(bullets(answers.normal_behaviour(repair)))
-    return parts
 
 
 def _two_by_two(numbers: Findings) -> Sequence[Part]:
@@ -129,10 +127,8 @@ def _two_by_two(numbers: Findings) -> Sequence[Part]:
         "same under causal: the interaction. 3B's control is 3C; distillation adds nothing "
         "but the base model's own predictions, so its control is the base model.",
         tables.two_by_two_table(numbers.study, numbers.metric),
+        tables.interaction_table(numbers),
     ]
-    table = tables.interaction_table(numbers)
-    if table:
-        parts.append(table)
     for arm in numbers.study.trained("3B", "distill"):
         repair = numbers.repair(arm)
         parts.append(bullets(answers.can_it_be_fixed(repair)))
@@ -153,16 +149,14 @@ def _differences(numbers: Findings) -> Sequence[Part]:
         for contrast in contrasts
         for note in contrast.notes
     ]
-    parts: list[Part] = [
+    return [
         "A verdict is *no difference* only if the whole interval lies within "
         f"{size(numbers.margin)}, *lower* or *higher* if it leaves out 0 (of a single task, only if the exact test "
         "agrees), else *undecided*. "
         "Detectable: the smallest true difference found with 80 % power.",
         tables.contrast_table(contrasts),
+        bullets(dict.fromkeys(notes)),
     ]
-    if notes:
-        parts.append(bullets(dict.fromkeys(notes)))
-    return parts
 
 
 def _churn(numbers: Findings) -> Sequence[Part]:
@@ -200,11 +194,6 @@ def _leaky(numbers: Findings) -> Sequence[Part]:
     return parts
 
 
-def _training(numbers: Findings) -> Sequence[Part]:
-    table = tables.recipe_table(numbers.study)
-    return [table] if table else []
-
-
 def _curve(numbers: Findings) -> Sequence[Part]:
     if len(numbers.study.arms) < 2:
         return []
@@ -218,17 +207,10 @@ def _curve(numbers: Findings) -> Sequence[Part]:
     return [text, table]
 
 
-def _cost(numbers: Findings) -> Sequence[Part]:
-    table = tables.cost_table(numbers.study)
-    return [table] if table else []
-
-
 def _artifacts(numbers: Findings) -> Sequence[Part]:
-    parts: list[Part] = [tables.artifact_table(numbers.study)]
-    if numbers.study.left_out:
-        parts.append("Left out of this report:")
-        parts.append(bullets(_left_out(numbers.study.left_out)))
-    return parts
+    left_out = bullets(_left_out(numbers.study.left_out))
+    heading = "Left out of this report:" if left_out else ""
+    return [tables.artifact_table(numbers.study), heading, left_out]
 
 
 def _left_out(runs: Sequence[tuple[str, str]]) -> Iterator[str]:
@@ -243,8 +225,8 @@ def _left_out(runs: Sequence[tuple[str, str]]) -> Iterator[str]:
             yield f"{len(names)} runs, {escape(why)}: {', '.join(names)}"
 
 
-# Key, heading, and what makes the paragraphs and tables under it (none: no section).
-_SECTIONS: dict[str, tuple[str, Callable[[Findings], Sequence[Part]]]] = {
+# Key, heading, and what makes the paragraphs and tables under it (none that holds anything: no section).
+_SECTIONS: dict[str, tuple[str, Callable[[Findings], Sequence[Part | None]]]] = {
     "answers": ("The Answer", answers.front_page),
     "scope": ("Scope", _scope),
     "stages": ("Stage Definitions", _stages),
@@ -255,9 +237,9 @@ _SECTIONS: dict[str, tuple[str, Callable[[Findings], Sequence[Part]]]] = {
     "differences": ("Differences With Their Uncertainty", _differences),
     "churn": ("Churn and McNemar Tests per Task", _churn),
     "leaky": ("Leaky Exhibit: Stage 3A", _leaky),
-    "training": ("Training", _training),
+    "training": ("Training", lambda numbers: [tables.recipe_table(numbers.study)]),
     "curve": ("Recovery Curve", _curve),
-    "cost": ("Cost", _cost),
+    "cost": ("Cost", lambda numbers: [tables.cost_table(numbers.study)]),
     "artifacts": ("Artifacts", _artifacts),
 }
 
