@@ -18,6 +18,7 @@ from bidir_core import jobs
 from bidir_core.common.process import process_identity
 from bidir_core.runs.run import Run
 from bidir_core.runs.writer import RunWriter
+from tests.app import fake_job
 from tests.e2e.driving import go, idle
 from tests.e2e.server import IDLE, serve
 from tests.factory import until
@@ -181,17 +182,8 @@ def test_what_changes_is_seen_in_time(place, tab):
     asleep = subprocess.Popen(["sleep", "120"], start_new_session=True)
     mark = process_identity(asleep.pid)
     writer = RunWriter.create("stage2_prefill_bidir_eval", {"model": "m"}, root=root)
-    job = jobs.Job(
-        id="20260101-000001-abcdef",
-        words=("eval", "--model", "m"),
-        device="cpu",
-        stored_state="running",
-        started=time.time(),
-        process=mark,
-        root=str(root / ".jobs"),
-    )
-    (root / ".jobs").mkdir()
-    jobs.save(job)
+    going = {"stored_state": "running", "started": time.time(), "process": mark}
+    job = fake_job(root, ("eval", "--model", "m"), **going)
     (job.folder / "runs.txt").write_text(f"{writer.path}\n")
     writer.heartbeat(1, 1000)
     page, seen = tab.page, []

@@ -5,16 +5,14 @@ import os
 import shutil
 import threading
 import time
-from dataclasses import replace
 
 import psutil
 import pytest
 
-from bidir_core import jobs
 from bidir_core.common.process import this_process
-from bidir_core.jobs import Job
 from bidir_core.runs.run import Run
 from bidir_ui.launch.jobs_view import POLL_SECONDS
+from tests.app import fake_job
 from tests.e2e.conftest import Tab
 from tests.e2e.driving import HEADINGS, go, visit
 from tests.e2e.server import serve
@@ -57,19 +55,8 @@ def running_job(tmp_path):
     """A job of 4,000 items that goes on by itself, in a runs folder of its own."""
     root = tmp_path / "runs"
     run = make_run(root, n_items=4000, state="running")
-    folder = root / ".jobs"
-    folder.mkdir()
-    now = time.time()
-    job = Job(
-        id="20260101-000001-abcdef",
-        words=("eval", "--model", "m"),
-        device="cpu",
-        created=now,
-        queued=now,
-        root=str(folder),
-        title="Stage 1 · vanilla",
-    )
-    jobs.save(replace(job, stored_state="running", started=now, process=this_process()))
+    going = {"stored_state": "running", "started": time.time(), "process": this_process()}
+    job = fake_job(root, ("eval", "--model", "m"), **going)
     (job.folder / "runs.txt").write_text(f"{run.path}\n")
     lines = (run.path / "items.jsonl").read_bytes().splitlines(keepends=True)
     said = json.loads((run.path / "status.json").read_text())

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from bidir_core.runs.run import Run
 from tests.tiny_models import logits, save_adapter, save_tiny_model
 
 IDS = torch.arange(5, 25)[None]
+Damage = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
 def tied_model(folder: Path) -> Path:
@@ -114,72 +116,67 @@ def test_every_kind_of_adapter_is_as_peft_runs_it(tmp_path, tiny_folder, kind, t
     assert not torch.allclose(logits, plain, atol=1e-2)
 
 
-def damaged(folder: Path, how: str) -> Path:
-    """The adapter's file without some of its tensors."""
-    file = folder / "adapter_model.safetensors"
-    held = load_file(file)
-    keep = {
-        "no tensors": lambda name: False,
-        "half its layers": lambda name: "layers.2." not in name and "layers.3." not in name,
-        "lora_A only": lambda name: "lora_A" in name,
-        "an empty tensor": lambda name: True,
-        "without its head": lambda name: "lm_head" not in name,
-        "of a compiled model": lambda name: True,
-        "of a model on several GPUs": lambda name: True,
-        "of a model without its head": lambda name: "lm_head" not in name,
-        "of another kind": lambda name: True,
-    }[how]
-    left = {name: tensor for name, tensor in held.items() if keep(name)}
-    if how == "an empty tensor":  # as ZeRO-3 saves what it did not gather
-        left["base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"] = torch.empty(0)
-    for wrapped, prefix in (
-        ("of a compiled model", "_orig_mod."),
-        ("of a model on several GPUs", "module."),
-    ):
-        if how == wrapped:
-            left = {name.replace("model.l", f"{prefix}model.l"): t for name, t in left.items()}
-    if how == "of a model without its head":  # as AutoModel, not AutoModelForCausalLM, makes it
-        left = {name.replace("model.model.", "model."): t for name, t in left.items()}
-    if how == "of another kind":
-        left["base_model.model.model.layers.0.self_attn.q_proj.extra.weight"] = torch.ones(2)
-    save_file(left, file)
+def only(kept: Callable[[str], bool]) -> Damage:
+    return lambda held: {name: tensor for name, tensor in held.items() if kept(name)}
+
+
+def renamed(old: str, new: str) -> Damage:
+    return lambda held: {name.replace(old, new): tensor for name, tensor in held.items()}
+
+
+def with_one(name: str, tensor: torch.Tensor) -> Damage:
+    return lambda held: held | {f"base_model.model.model.layers.{name}.weight": tensor}
+
+
+HEADLESS = only(lambda name: "lm_head" not in name)
+DAMAGES: dict[str, tuple[Damage, str]] = {
+    "no tensors": (only(lambda name: False), r"25 of the 25 tensors .* missing or .*lm_head"),
+    "half its layers": (
+        only(lambda name: "layers.2." not in name and "layers.3." not in name),
+        r"not whole: 12 of the 25 .* such as .*layers\.2\.mlp\.down_proj",
+    ),
+    "lora_A only": (only(lambda name: "lora_A" in name), r"17 of the 25 .* such as .*lm_head"),
+    "an empty tensor": (  # as ZeRO-3 saves what it did not gather
+        with_one("1.self_attn.q_proj.lora_A", torch.empty(0)),
+        r"not whole: 1 of the 25 .* such as .*layers\.1\.self_attn\.q_proj\.lora_A",
+    ),
+    "without its head": (HEADLESS, r"not whole: 1 of the 25 .* such as .*lm_head\.weight"),
+    "of a compiled model": (
+        renamed("model.l", "_orig_mod.model.l"),
+        r"names its tensors as a wrapped model does",
+    ),
+    "of a model on several GPUs": (
+        renamed("model.l", "module.model.l"),
+        r"names its tensors as a wrapped model does .*module\.",
+    ),
+    "of a model without its head": (  # as AutoModel, not AutoModelForCausalLM, makes it
+        lambda held: renamed("model.model.", "model.")(HEADLESS(held)),
+        r"as a model without its head does .* such as base_model\.model\.model\.layers\.0",
+    ),
+    "of another kind": (
+        with_one("0.self_attn.q_proj.extra", torch.ones(2)),
+        r"q_proj\.extra\.weight by \(2,\), which the model does not have",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_folder, tmp_path_factory) -> Path:
+    """An adapter that is taken."""
+    kinds = {"use_dora": True, "modules_to_save": ["lm_head"]}
+    folder = tmp_path_factory.mktemp("whole") / "adapter"
+    save_adapter(folder, tiny_folder, ["q_proj", "down_proj"], **kinds)
+    loading.preflight(str(tiny_folder), checkpoint=str(folder), device="cpu")
     return folder
 
 
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ("no tensors", r"not whole: 25 of the 25 tensors .* missing or empty, such as .*lm_head"),
-        ("half its layers", r"not whole: 12 of the 25 .* such as .*layers\.2\.mlp\.down_proj"),
-        ("lora_A only", r"not whole: 17 of the 25 .* such as base_model\.model\.lm_head\.weight"),
-        (
-            "an empty tensor",
-            r"not whole: 1 of the 25 .* such as .*layers\.1\.self_attn\.q_proj\.lora_A",
-        ),
-        (
-            "without its head",
-            r"not whole: 1 of the 25 .* such as base_model\.model\.lm_head\.weight",
-        ),
-        ("of a compiled model", r"names its tensors as a wrapped model does"),
-        ("of a model on several GPUs", r"names its tensors as a wrapped model does .*module\."),
-        (
-            "of a model without its head",
-            r"as a model without its head does .* such as base_model\.model\.model\.layers\.0",
-        ),
-        ("of another kind", r"q_proj\.extra\.weight by \(2,\), which the model does not have"),
-    ],
-)
-def test_an_adapter_that_is_not_whole_is_refused(tmp_path, tiny_folder, how, message):
-    folder = save_adapter(
-        tmp_path / "adapter",
-        tiny_folder,
-        ["q_proj", "down_proj"],
-        use_dora=True,
-        modules_to_save=["lm_head"],
-    )
-    loading.preflight(str(tiny_folder), checkpoint=str(folder), device="cpu")  # whole, it is taken
+@pytest.mark.parametrize("how", DAMAGES)
+def test_an_adapter_that_is_not_whole_is_refused(tmp_path, tiny_folder, whole, how):
+    damage, message = DAMAGES[how]
+    file = shutil.copytree(whole, tmp_path / "adapter") / "adapter_model.safetensors"
+    save_file(damage(load_file(file)), file)
     with pytest.raises(UserError, match=message):
-        loading.preflight(str(tiny_folder), checkpoint=str(damaged(folder, how)), device="cpu")
+        loading.preflight(str(tiny_folder), checkpoint=str(file.parent), device="cpu")
 
 
 ENDLESS = r"([a-z_.0-9]+)+#"

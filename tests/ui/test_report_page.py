@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bidir_core.common.errors import UserError
 from bidir_core.report import report as core
 from bidir_core.runs.find import list_runs
 from bidir_ui import report_view
@@ -247,6 +248,16 @@ def test_the_site_is_one_zip_made_on_request(two, root, monkeypatch):
     assert {"index.html", "manifest.json"} < names
     assert any(name.startswith("items/") for name in names)
     assert contents(root) == before
+
+
+def test_a_paper_that_cannot_be_made_says_why(two, monkeypatch):
+    def fail(*args, **options):
+        raise UserError("the figures of --paper need matplotlib")
+
+    monkeypatch.setattr("bidir_core.report.paper.zip_paper", fail)
+    app = opened()
+    app.button(key="report-paper").click().run()
+    assert "need matplotlib" in words(app)
 
 
 def test_the_paper_of_other_runs_is_not_offered(two, monkeypatch):
