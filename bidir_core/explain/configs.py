@@ -25,8 +25,9 @@ from bidir_core.regimes import parse_regime
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How a model reads: as in an evaluation."""
+    """Which model reads, and how: as in an evaluation."""
 
+    model: str | None = same_as(EvalConfig, "model")
     revision: str | None = same_as(EvalConfig, "revision")
     checkpoint: str | None = same_as(EvalConfig, "checkpoint")
     split: str = same_as(EvalConfig, "split")
