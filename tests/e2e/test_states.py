@@ -1,5 +1,6 @@
 """Every page in every state, in a real browser: it says so, on a phone too, in the dark, accessibly."""
 
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -56,6 +57,6 @@ def test_loading_says_what_it_does(tmp_path, nursery, tab):
         shutil.copytree(run.path, run.path.with_name(f"20260101-000000_copy{number}"))
     with serve(tmp_path, nursery) as own:
         tab.page.goto(own.url("compare"), wait_until="commit")
-        tab.page.get_by_text("Reading run folders").wait_for()
+        tab.page.get_by_text(re.compile("Reading (run folders|the evidence)")).first.wait_for()
         idle(tab)
         assert "Right and wrong, task by task" in main_text(tab)
