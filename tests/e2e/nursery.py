@@ -101,6 +101,8 @@ def _become(wish: dict[str, Any]) -> None:
     if ALONE in os.environ:
         layout = importlib.import_module("bidir_core.runs.layout")
         layout.COMMITTED_RUNS = Path(os.devnull)  # type: ignore[attr-defined]
+    scorecards = importlib.import_module("bidir_ui.reading.scorecards")
+    scorecards.look_ahead = lambda: None  # type: ignore[attr-defined]  # seconds, for tests that need none
     sys.argv = list(wish["words"])
     runpy.run_module(wish["words"][0], run_name="__main__", alter_sys=True)
     os._exit(0)
