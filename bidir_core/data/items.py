@@ -439,3 +439,13 @@ class GivenItems:
 
     def _bad(self, number: int, message: str) -> UserError:
         return UserError(f"--items-file {self.path}, line {number}: {message}")
+
+
+def is_custom_task(task: str) -> bool:
+    """Whether a `--tasks` entry names a file rather than a built-in task."""
+    return task.endswith(".jsonl") or "/" in task or "\\" in task
+
+
+def name_of(task: str) -> str:
+    """The name under which a task's items are recorded: a file by its stem."""
+    return Path(task).stem if is_custom_task(task) else task

@@ -28,6 +28,7 @@ from bidir_core.data.items import (
     fewshot_prefixes,
     fold_items,
     hash_doc,
+    is_custom_task,
     repeat_contexts,
     with_context,
 )
@@ -241,19 +242,9 @@ MAX_LINE_BYTES = 4_000_000
 """A longer line is no item but a file in another format; no model's window holds a tenth of it."""
 
 
-def is_custom_task(task: str) -> bool:
-    """Whether a `--tasks` entry names a file rather than a built-in task."""
-    return task.endswith(".jsonl") or "/" in task or "\\" in task
-
-
 def absolute_task(task: str) -> str:
     """A `--tasks` entry that means the same in every folder: a file by its absolute path."""
     return os.path.abspath(os.path.expanduser(task)) if is_custom_task(task) else task
-
-
-def name_of(task: str) -> str:
-    """The name under which a task's items are recorded: a file by its stem."""
-    return Path(task).stem if is_custom_task(task) else task
 
 
 def read_custom_task(path: Path) -> tuple[Item, ...]:

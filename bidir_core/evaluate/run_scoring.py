@@ -16,7 +16,7 @@ from bidir_core.common.process import ProcessLost
 from bidir_core.common.progress import Progress, logging_to, terminable
 from bidir_core.data.builtin_tasks import ORDER_TASKS
 from bidir_core.data.encoding import EncodedItem
-from bidir_core.data.tasks import is_custom_task
+from bidir_core.data.items import is_custom_task
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.processes import ALONE, PARTS, Part, Parts, Team, merge_parts, share
 from bidir_core.evaluate.scoring import ItemScore, Scorer, ScoringPlan

@@ -18,7 +18,8 @@ from bidir_core.common.settings import (
     setting,
     split_list,
 )
-from bidir_core.data.tasks import absolute_task, name_of
+from bidir_core.data.items import name_of
+from bidir_core.data.tasks import absolute_task
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.regimes import parse_regime
 

@@ -24,7 +24,8 @@ from bidir_core.common.errors import UserError
 from bidir_core.common.files import write_json
 from bidir_core.common.settings import from_json
 from bidir_core.data.encoding import EncodedItem
-from bidir_core.data.tasks import load_items_by_id, name_of
+from bidir_core.data.items import name_of
+from bidir_core.data.tasks import load_items_by_id
 from bidir_core.evaluate import evaluate
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.explain import lab_run

@@ -86,9 +86,9 @@ def shape_of(model: str) -> Shape | None:
         return None
     number, unit = sizes[-1]
     parameters = float(number) * (1e9 if unit in "bB" else 1e6)
-    # About 115 hidden numbers a layer, and 12 hidden^2 weights in each.
-    hidden = round((parameters * 115 / 12) ** (1 / 3))
-    vocabulary = int(min(131_072, parameters / 3 / max(hidden, 1)))
+    # About 115 hidden numbers a layer, and 12 hidden^2 weights in each; heads have 64.
+    hidden = 64 * max(1, round((parameters * 115 / 12) ** (1 / 3) / 64))
+    vocabulary = int(min(131_072, parameters / 3 / hidden))
     layers, source = max(2, round(hidden / 115)), "the size in its name"
     return Shape(parameters, layers, hidden, 3 * hidden, vocabulary, True, source, True)
 

@@ -23,7 +23,7 @@ from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import Damaged
 from bidir_core.common.version import __version__
-from bidir_core.data.tasks import name_of
+from bidir_core.data.items import name_of
 from bidir_core.explain.configs import RESULT
 from bidir_core.report.charts import verdict_row
 from bidir_core.report.html_page import (

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import Damaged, one_line, open_plain
 from bidir_core.common.process import is_alive
-from bidir_core.data.tasks import name_of
+from bidir_core.data.items import name_of
 from bidir_core.runs.layout import is_locked, is_run_folder_name, run_id, split_folder_name
 from bidir_core.runs.read import read_object, tail, what_changed
 from bidir_core.runs.records import (

@@ -13,7 +13,7 @@ from bidir_core import jobs
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import Damaged
 from bidir_core.data import assets, tasks
-from bidir_core.data.tasks import name_of
+from bidir_core.data.items import name_of
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.explain.configs import RESULT, expected_tokens
 from bidir_core.jobs import estimate

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bidir_core.analyse import selection
-from bidir_core.data.tasks import name_of
+from bidir_core.data.items import name_of
 from bidir_ui.kit import url
 from bidir_ui.reading import data
 from bidir_ui.reading.data import RunInfo

@@ -214,6 +214,14 @@ def test_the_shape_of_a_name_a_folder_and_a_configuration(tiny_folder, tmp_path)
     assert (shape.layers, shape.vocabulary) == (counted.layers, counted.vocabulary)
 
 
+@pytest.mark.parametrize("name", ["org/m-1.5b", "org/m-0.6B", "org/m-100k-7b", "org/m-1m"])
+def test_the_width_guessed_from_a_name_is_one_that_heads_divide(name):
+    """A layer of that width is timed; 1.5 billion once made it 2,431 wide, which no head could rotate."""
+    shape = shape_of(name)
+    assert shape is not None
+    assert shape.hidden % 64 == 0 < shape.hidden
+
+
 # --- the command line ----------------------------------------------------------------------------
 
 
