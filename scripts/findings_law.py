@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
+from bidir_core.analyse.stats import MARGIN
 from bidir_core.analyse.verdict import word
 from bidir_core.explain.sweep_outcomes import Law, Sweep, hits, law_of, outcomes
 from bidir_core.runs.find import list_runs
@@ -54,6 +55,7 @@ def models() -> str:
         others = {CAUSAL: causal, "hidden": hidden[name], "twice": twice[name]}
         beside = outcomes(causal, others, "acc")
         (chosen,) = [opened for opened in result.curve if opened.first_layer == result.first_layer]
+        equal = next(o for o in result.curve if -MARGIN < o.whole.low and o.whole.high < MARGIN)
         rows.append(
             [
                 title,
@@ -65,11 +67,12 @@ def models() -> str:
                 delta(beside.delta(CAUSAL, "twice")),
                 str(result.first_layer),
                 delta(chosen.confirm),
+                str(equal.first_layer),
             ]
         )
     header = (
         "model | causal | bidirectional | `sink=1` | `self=10` | `causal:hide=0` | prompt twice | "
-        "A | `layers=A-`, confirm half"
+        "A | `layers=A-`, confirm half | first A that is equivalent, all items"
     )
     return made_with(laws()["smollm2"][1]) + table(header, rows)
 
@@ -92,6 +95,19 @@ def context() -> str:
         (floor,) = [c for c in (controls[name].metrics or {})["controls"] if c["name"] == "floor"]
         share, low_to_high = re.findall(r"keeps (\S+ %).*CI ([^)]*)", floor["finding"])[0]
         parts.append(f"{title} {share} ({low_to_high})")
+    return "; ".join(parts) + ".\n"
+
+
+def chat() -> str:
+    """What looking ahead costs where the prompt is a turn of a chat, of models with a template."""
+    parts = []
+    for name, title in NAMES.items():
+        sweep = Sweep(named("controls-")[name])
+        condition = sweep.usual._replace(chat_template=True)
+        compared = sweep.outcomes(condition, "acc")
+        causal, plain = (sweep.slug_of(regime, condition) for regime in (CAUSAL, "bidirectional"))
+        if compared and causal and plain:
+            parts.append(f"{title} {delta(compared.delta(causal, plain))}")
     return "; ".join(parts) + ".\n"
 
 
@@ -147,5 +163,5 @@ def predictions() -> str:
     return table(header, rows)
 
 
-BLOCKS: Blocks = {"models": models, "context": context, "predictions": predictions}
+BLOCKS: Blocks = {"models": models, "context": context, "chat": chat, "predictions": predictions}
 TABLES: Blocks = {"law": law, "dials": dials}

@@ -37,9 +37,8 @@ def filled(text: str, blocks: Blocks) -> str:
 
 def table(header: str, rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; the header's cells have ``|`` between them."""
-    rule = " | ".join("---" for _ in header.split("|"))
-    lines = [header, rule, *(" | ".join(row) for row in rows)]
-    return "".join(f"| {line} |\n" for line in lines)
+    rule = "|---" * len(header.split("|")) + "|\n"
+    return f"| {header} |\n{rule}" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def csv_text(block: str) -> str:
@@ -49,9 +48,9 @@ def csv_text(block: str) -> str:
     for line in block.splitlines():
         if line.startswith("| "):
             cells = [cell.strip() for cell in line.replace("`", "").strip("|").split(" | ")]
-            if set(cells) != {"---"} and cells not in rows[:1]:
+            if cells not in rows[:1]:
                 rows.append(cells)
-        elif line:
+        elif line and not line.startswith("|---"):
             sentences.append(line.replace("`", ""))
     width = len(rows[0]) if rows else 1
     rows += [[sentence, *[""] * (width - 1)] for sentence in sentences]
