@@ -4,7 +4,7 @@ import streamlit as st
 
 from bidir_core.common.errors import UserError
 from bidir_ui import shell
-from bidir_ui.compare import compare_view, flips_view
+from bidir_ui.compare import flips_view
 from bidir_ui.kit import fmt, url, widgets
 from bidir_ui.reading import analysis, filters, pair
 
@@ -48,5 +48,4 @@ with shell.guard():
         st.switch_page(shell.path("item"), query_params=url.params(item=opened, **chosen.params))
     with widgets.row():
         widgets.note("Click a row to open it. Sorted by how far the right answer's margin moved.")
-        taken = shown.drop(columns=["search"]).assign(run_a=a.id, run_b=b.id)
-        widgets.take_away(taken, compare_view.file_name("flips", a.id, b.id), key="flips")
+        flips_view.download(shown, a.id, b.id)

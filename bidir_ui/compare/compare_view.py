@@ -257,6 +257,8 @@ def show_mismatches(a: RunInfo, b: RunInfo) -> None:
 
 # Recovery while training: what the quick evaluations of fine-tunes found, step by step.
 
+REGIMES = {"bidirectional": "Under bidirectional prefill", "causal": "With the causal mask"}
+
 
 def curves(runs: Iterable[RunInfo], model: str) -> Table:
     """The quick evaluations of a model's fine-tunes, as the report has them."""
@@ -283,10 +285,11 @@ def recovery_panels(table: Table) -> None:
     )
     frame = table_frame(table)
     span = [100 * frame["Macro acc"].min() - 1, 100 * frame["Macro acc"].max() + 1]
-    regimes = sorted(frame["Regime"].unique())
+    shown = list(frame["Regime"].unique())
+    regimes = [regime for regime in dict.fromkeys([*REGIMES, *shown]) if regime in shown]
     for column, regime in zip(st.columns(len(regimes), gap="medium"), regimes, strict=True):
         with column:
-            title = f"Under {regime}"
+            title = REGIMES.get(regime, f"Under {regime}")
             html.show(html.div("b", html.el("b", title)))
             figure = recovery(frame[frame["Regime"] == regime])
             figure.update_yaxes(range=span, title="accuracy, %")

@@ -9,6 +9,7 @@ import streamlit as st
 
 from bidir_core.analyse.flips import FLIPS
 from bidir_core.data import item_texts
+from bidir_ui.compare import compare_view
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.reading import filters
 from bidir_ui.reading.filters import FlipFilter
@@ -149,3 +150,9 @@ def table(shown: pd.DataFrame, key: str) -> str | None:
         )
     row = picked.opened if picked.opened is not None else next(iter(picked.rows), None)
     return None if row is None else str(cells["id"].iloc[row])
+
+
+def download(shown: pd.DataFrame, a: str, b: str) -> None:
+    """The filtered rows to take away, with both run ids in every row and in the file's name."""
+    out = shown.drop(columns=["search"]).assign(run_a=a, run_b=b)
+    widgets.take_away(out, compare_view.file_name("flips", a, b), key="flips")

@@ -226,6 +226,25 @@ def masks_of_both(record: Record, regimes_shown: Sequence[str], choice: int) -> 
     return join(div("b b-pairs", *shown), legend)
 
 
+def facts(record: Record) -> Html:
+    """The item's numbers as a definition list."""
+    rows: list[tuple[str, object]] = [
+        ("task", fmt.task(record["task"])),
+        ("prefix", _tokens(record["n_prefix_tokens"], longest=True)),
+        ("choices", _tokens(record["n_continuation_tokens"])),
+    ]
+    rows.append(("hash", span("b-mono", str(record["doc_hash"])[:16])))
+    return widgets.facts_html(rows)
+
+
+def _tokens(counts: Sequence[int | None], *, longest: bool = False) -> str:
+    known = [count for count in counts if count is not None]
+    if len(known) < len(counts):
+        return "tokens not recorded"
+    shown = [max(known)] if longest else known
+    return " / ".join(map(fmt.count, shown)) + " tokens"
+
+
 def flip_of(a: Record, b: Record, metric: str) -> str:
     """The flip class of one item, as the flips table has it."""
     pred, correct = ("pred_norm", "correct_norm") if metric == "acc_norm" else ("pred", "correct")

@@ -60,6 +60,13 @@ def command(*lines: str) -> None:
     st.code("\n".join(lines), language=None, wrap_lines=True)
 
 
+def not_run(reason: str, *commands: str) -> None:
+    """An honest gap: what is missing and which command makes it."""
+    banner("empty", "Not run yet", reason)
+    if commands:
+        command(*commands)
+
+
 def table(
     head: Sequence[object],
     rows: Iterable[Sequence[object]],

@@ -83,8 +83,7 @@ def _not_run(lab: Lab, runs: tuple[RunInfo, ...], *, observed: bool) -> None:
     rest = (
         "; a part is answered below." if observed else ", and what looking ahead is still used for:"
     )
-    widgets.banner("empty", "Not run yet", text + rest)
-    widgets.command(line, *([] if observed else [command(lab)]))
+    widgets.not_run(text + rest, line, *([] if observed else [command(lab)]))
     if not is_read_only():
         query = {"stage": "lab-controls", "f.model": lab.info.model}
         widgets.page_link("launch", "Launch the controls", query, "play_circle")

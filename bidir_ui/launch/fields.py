@@ -79,13 +79,23 @@ def _widget(spec: Field[Any], runs: tuple[RunInfo, ...], default: Any) -> str:
         return _tasks(label, name, hint, default)
     if spec.name in ("model", "checkpoint"):
         return from_runs(spec.name, label, name, hint, runs)
-    if spec.name == "sweep":  # in the box, not behind it: a preset's sweep is there to be changed
-        hint, begins, behind = SWEEP_HELP, default or "", "nothing but the controls"
-        more = {"max_chars": 1000, "placeholder": behind}
-        return url.text(label, name=name, default=begins, help=hint, **more).strip()
+    if spec.name == "sweep":
+        return _sweep(label, name, default or "")
     shown = {"limit": "all"}.get(spec.name, "auto" if spec.metadata["metavar"] == "N|auto" else "")
     shown = shown if default is None else str(default)
     return url.text(label, name=name, help=hint, max_chars=400, placeholder=shown).strip()
+
+
+def _sweep(label: str, name: str, default: str) -> str:
+    """In the box, not behind it: a preset's sweep is there to be changed."""
+    return url.text(
+        label,
+        name=name,
+        default=default,
+        help=SWEEP_HELP,
+        max_chars=1000,
+        placeholder="nothing but the controls",
+    ).strip()
 
 
 def _tasks(label: str, name: str, hint: str, default: str | tuple[str, ...]) -> str:

@@ -31,7 +31,9 @@ def test_other_models_and_runs_without_evaluations_are_left_out(root):
 def test_the_page_shows_a_panel_a_regime_and_the_table(root):
     two_by_two(root, REPAIRED)
     app = open_page("pages/compare.py")
-    assert all(text in words(app) for text in ("Under bidirectional", "Under causal"))
+    assert all(
+        text in words(app) for text in ("Under bidirectional prefill", "With the causal mask")
+    )
     app.session_state["recovery-fold"] = True
     app.run()
     assert "Seeds low to high low" in app.dataframe[-1].value.columns
