@@ -15,7 +15,7 @@ from bidir_core.data import item_texts
 from bidir_core.report import html_page, paper_figures, report, sections, share
 from bidir_core.report.charts import Chart, charts
 from bidir_core.report.markdown import Table
-from bidir_core.report.sections import ALL_SECTIONS, FRONT
+from bidir_core.report.sections import FRONT
 from bidir_core.runs.layout import EVAL_DIRS, FINETUNE_DIRS
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt, html, url, widgets
@@ -213,7 +213,7 @@ def appendix(cached: CachedReport) -> None:
     wanted = url.get_list("sections")
     available = [section.key for section in cached.report.sections if not section.is_front]
     for key in wanted:
-        if key not in ALL_SECTIONS:
+        if key not in available:
             widgets.banner(
                 "error",
                 "Section not found",

@@ -69,6 +69,8 @@ IN_TREE = [
     "half",
     "acc_norm",
     "created",
+    "seconds",
+    "device",
     "name",
     "run",
 ]
@@ -88,6 +90,7 @@ def _group_row(node: Node, a: RunInfo | None, b: RunInfo | None) -> dict[str, An
         "state": states.pop() if len(states) == 1 else "several",
         "created": max(run.created for run in node.runs),
         "name": "",
+        "device": "",
         "run": "",
     }
     if node.level and len({run.n_items for run in node.runs}) == 1:  # one arm, the same items
@@ -125,6 +128,8 @@ def _row(run: RunInfo, a: RunInfo | None, b: RunInfo | None) -> dict[str, Any]:
         "extent": _taken(run),
         "model": item_texts.visible(fmt.clip(run.model, 60)),
         "created": run.created,
+        "seconds": None if run.cost.get("shared_device") else run.cost.get("seconds"),
+        "device": fmt.clip(str(run.cost.get("device") or ""), 40),
         "run": run.id,
     }
 
@@ -189,6 +194,7 @@ def show(table: pd.DataFrame, key: str) -> widgets.Selected:
         "Half of the 95 % interval of acc alone, in points. Two runs on the same items are compared "
         "pairwise, far more sharply."
     )
+    seconds = "Empty where other runs used the device meanwhile"
     columns = {
         "what": text("Study, arm, seed", width=440),
         "role": text("Role", width=72),
@@ -204,6 +210,8 @@ def show(table: pd.DataFrame, key: str) -> widgets.Selected:
         "extent": text("Taken", width=134),
         "model": text("Model", width=158),
         "created": text("Made (UTC)", width=128),
+        "seconds": number("Seconds", format="%.0f", width=72, help=seconds),
+        "device": text("Device", width=70),
         "run": text("Run id"),
     }
     alt = "Every run: role, stage, name, weights, regime, state, items, scores, cost, date, id."

@@ -78,12 +78,19 @@ def _not_run(lab: Lab, runs: tuple[RunInfo, ...], *, observed: bool) -> None:
         link = widgets.link(elsewhere.id, "lab", url.params(sweep=elsewhere.id))
         widgets.note("This sweep has none of its own. They were run for this model in ", link, ".")
         return
-    line = f"python -m bidir_core lab --model {shlex.quote(lab.info.model)} --limit 50 --controls"
-    text = "That one change removes the damage does not say why. This asks what could refute it"
-    rest = (
-        "; a part is answered below." if observed else ", and what looking ahead is still used for:"
-    )
-    widgets.not_run(text + rest, line, *([] if observed else [command(lab)]))
+    commands = [
+        f"python -m bidir_core lab --model {shlex.quote(lab.info.model)} --limit 50 --controls"
+    ]
+    text = "That one change removes the damage does not say why. "
+    if observed:
+        text += "One line asks what could refute the story; a part of it is answered below:"
+    else:
+        commands.append(command(lab))
+        text += (
+            "The first line asks what could refute the story; the second, whether attention ahead "
+            "is still used under sink=1:"
+        )
+    widgets.not_run(text, *commands)
     if not is_read_only():
         query = {"stage": "lab-controls", "f.model": lab.info.model}
         widgets.page_link("launch", "Launch the controls", query, "play_circle")

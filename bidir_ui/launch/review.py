@@ -120,9 +120,7 @@ def review(form: Form, cost: Estimate) -> None:
             memory += f"; {fmt.size(free)} free now"
         cells.append(("Memory", memory))
     if isinstance(form.config, LabConfig):
-        number = fmt.count(cost.n_points) if cost.n_points else "as many as the layers make"
-        each = f", each about {duration(cost.point_seconds)}" if cost.point_seconds else ""
-        cells.append(("Points", number + each))
+        cells.append(("Points", _points(cost)))
     if cost.n_items:
         unit = "samples" if form.preset.command == "finetune" else "items"
         each = " a point" if isinstance(form.config, LabConfig) and not cost.n_points else ""
@@ -138,3 +136,9 @@ def review(form: Form, cost: Estimate) -> None:
             f"It may be killed: it needs about {fmt.size(cost.memory_bytes)} and {fmt.size(free)} are "
             "free. Use a smaller model or batch, or close something.",
         )
+
+
+def _points(cost: Estimate) -> str:
+    number = fmt.count(cost.n_points) if cost.n_points else "as many as the layers make"
+    each = "" if cost.point_seconds is None else f", each about {duration(cost.point_seconds)}"
+    return number + each

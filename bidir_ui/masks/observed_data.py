@@ -163,6 +163,13 @@ def head(observed: Observed, regime: int, layer: int, number: int, total: int) -
     return weights
 
 
+def requested(observed: Observed, regime: int, layer: int, n_prefix: int, total: int) -> np.ndarray:
+    """What the regime allows in this layer, its sliding window included: bool [query, key]."""
+    return regimes.visibility(
+        observed.regimes[regime], n_prefix, total, layer=layer, window=observed.window(layer)
+    )
+
+
 def tokens(observed: Observed) -> tuple[tuple[str, ...], int]:
     """Text pieces and prefix length."""
     return files.read_tokens(Path(observed.info.path))

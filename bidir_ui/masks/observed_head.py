@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import streamlit as st
 
-from bidir_core.regimes import visibility
 from bidir_core.report import plots, plots_attend
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.masks import masks_view, observed_data
@@ -58,8 +57,7 @@ def section(run: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
         n_prefix,
         seen=[observed_data.head(run, regime, layer, number, total) for regime in regimes],
         allowed=[
-            visibility(regime, n_prefix, total, layer=layer, window=run.window(layer))
-            for regime in run.regimes
+            observed_data.requested(run, regime, layer, n_prefix, total) for regime in regimes
         ],
         query=_number("q", total, n_prefix - 1),
         key=_number("k", total),

@@ -141,23 +141,26 @@ def record_with_texts(run: RunInfo, item_id: str) -> dict[str, Any] | None:
     return record
 
 
-MOST_ANSWERS, MOST_READ = 24, 60  # runs that an item's page lists, and reads to find them
+MOST_ANSWERS, MOST_READ = 24, 200  # runs that an item's page lists, and reads to find them
 
 
 def every_answer(
     page: Any, item_id: str, record: dict[str, Any]
 ) -> list[tuple[str, dict[str, Any] | None, bool]]:
-    """(label, record, is in the pair) of the pair and of its models' newest runs that hold this very
-    item with its scores."""
-    chosen = [run for run in (page.pair.a, page.pair.b) if run is not None]
-    models = {run.model for run in chosen}
-    # A sweep's points are many; the Lab page compares them.
-    others = [r for r in page.runs if r.can_pair and r.model in models and not r.is_point]
-    others = [
-        r for r in others if r not in chosen and record["task"] in (r.tasks or (record["task"],))
+    """(label, record, is in the pair) of the pair and of other runs that hold this very item with its
+    scores: at most MOST_ANSWERS, those of the same model and the newest first."""
+    chosen = (page.pair.a.id, page.pair.b.id)
+    candidates = [
+        run
+        for run in page.runs
+        # A sweep's points are many; the Lab page compares them.
+        if (run.id in chosen or not run.is_point)
+        and run.can_pair
+        and record["task"] in (run.tasks or [record["task"]])
     ]
+    candidates.sort(key=lambda run: (run.id not in chosen, run.model != page.pair.a.model))
     held: list[tuple[RunInfo, dict[str, Any]]] = []
-    for run in [*chosen, *others][:MOST_READ]:
+    for run in candidates[:MOST_READ]:
         try:
             answer = data.record(run, item_id)
         except (UserError, OSError, ValueError):
@@ -170,12 +173,12 @@ def every_answer(
             break
 
     def label(run: RunInfo) -> str:
-        model = f" · {run.model.split('/')[-1]}" if len(models) > 1 else ""
+        model = "" if run.model == page.pair.a.model else f" · {run.model.split('/')[-1]}"
         return run.label + model + ("" if run.is_done else f" ({run.state})")
 
     extra = data.apart((run for run, _ in held), label)
     rows: list[tuple[str, dict[str, Any] | None, bool]] = [
-        (label(run) + extra[run.id], answer, run in chosen) for run, answer in held
+        (label(run) + extra[run.id], answer, run.id in chosen) for run, answer in held
     ]
     return sorted(rows, key=lambda row: (not row[2], row[0]))
 

@@ -6,6 +6,7 @@ import os
 import re
 import zipfile
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 
@@ -77,8 +78,10 @@ def test_ready_shows_the_answer_and_offers_the_rest(study, full_report):
     assert site == "python -m bidir_core share --out DIR"
     assert all(run.id in command for run in full_report.study.all_runs)
     appendix = [section for section in full_report.sections if not section.is_front]
-    app = opened(sections="~".join(section.key for section in appendix))
-    assert headings(app) == ["Appendix", *(section.heading for section in appendix)]
+    app = opened(sections="~".join([*(section.key for section in appendix), "flips"]))
+    first, *middle, last = headings(app)
+    assert (first, last) == ("Appendix", "The Items Behind the Numbers: Flips")
+    assert middle == [section.heading for section in appendix]
     assert len(app.get("plotly_chart")) == 1
 
 
@@ -114,11 +117,28 @@ def test_it_tells_of_the_layers_that_the_overview_tells_of(root):
     assert "the half of the items that did not choose how many" in text
 
 
+def flips_link(app) -> dict[str, list[str]]:
+    """The query of the link to the Flips page below the report."""
+    links = [parse_qs(link.proto.query_string) for link in app.main.get("page_link")]
+    (query,) = [query for query in links if "flip" in query]
+    return query
+
+
+def test_the_link_to_the_flips_is_of_the_runs_reported_on(study, full_report):
+    reported = full_report.study
+    base = {r: next(iter(reported.runs(reported.base, r).values())).id for r in REGIMES}
+    other = next(run.id for run in reported.all_runs if run.id not in base.values())
+    query = flips_link(opened(a=base["causal"], b=other, sections="flips"))
+    assert query["a"] == [base["causal"]]
+    assert query["b"] == [base["bidirectional"]]
+
+
 def test_one_evaluation_makes_a_report(root):
     make_run(root, n_items=20)
-    app = opened()
+    app = opened(sections="flips")
     assert "Not run" in words(app)
     assert labels(app)
+    assert "b" not in flips_link(app)
 
 
 def test_what_was_left_out_is_said(two, root):
