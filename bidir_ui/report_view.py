@@ -11,17 +11,35 @@ from functools import partial
 
 import streamlit as st
 
+from bidir_core.analyse.study import CAUSAL
 from bidir_core.data import item_texts
 from bidir_core.report import html_page, paper_figures, report, sections, share
 from bidir_core.report.charts import Chart, charts
 from bidir_core.report.markdown import Table
-from bidir_core.report.sections import FRONT
+from bidir_core.report.sections import ALL_SECTIONS, FLIPS, FRONT
 from bidir_core.runs.layout import EVAL_DIRS, FINETUNE_DIRS
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.reading import data, pair, scorecards
 from bidir_ui.reading.data import RunInfo
 from bidir_ui.shell import Page, guard
+
+SHORT = {
+    "scope": "Scope",
+    "stages": "Stages",
+    "macro": "Macro",
+    "per_task": "Per task",
+    "non_prefill": "Non-prefill",
+    "two_by_two": "2x2",
+    "differences": "Differences",
+    "churn": "Churn",
+    "leaky": "Leaky 3A",
+    "training": "Training",
+    "curve": "Recovery",
+    "cost": "Cost",
+    "artifacts": "Artifacts",
+    FLIPS: "Flips",
+}
 
 ALL, MINE = "fullest", "mine"
 
@@ -211,9 +229,9 @@ def appendix(cached: CachedReport) -> None:
     """The sections that the reader opens; the files have all of them."""
     html.show(html.el("h2", "Appendix", cls="b-h2 b-rule"))
     wanted = url.get_list("sections")
-    available = [section.key for section in cached.report.sections if not section.is_front]
+    available = [*(s.key for s in cached.report.sections if not s.is_front), FLIPS]
     for key in wanted:
-        if key not in available:
+        if key not in ALL_SECTIONS:
             widgets.banner(
                 "error",
                 "Section not found",
@@ -226,7 +244,7 @@ def appendix(cached: CachedReport) -> None:
         name="sections",
         options=available,
         selection_mode="multi",
-        format_func=lambda key: key.replace("_", " ").capitalize(),
+        format_func=lambda key: SHORT.get(key, key),
         read=lambda text: [key for key in available if key in wanted],
         write=lambda value: "~".join(key for key in available if key in value),
     )
@@ -234,6 +252,23 @@ def appendix(cached: CachedReport) -> None:
         if section.key in shown:
             html.show(html.el("h2", section.heading, cls="b-h2 b-rule"))
             _show(cached, section.key, "b-report")
+    if FLIPS in shown:
+        html.show(html.el("h2", ALL_SECTIONS[FLIPS], cls="b-h2 b-rule"))
+        widgets.note(
+            "The HTML file lists the items whose right answer's margin moved most, with their "
+            "choices and both log-likelihoods. Here they have a page of their own:"
+        )
+        query = url.params(flip="broken~fixed", **_bent_pair(cached.report))
+        widgets.page_link("flips", "Flips", query, "swap_vert")
+
+
+def _bent_pair(report: sections.Report) -> dict[str, str]:
+    """Stage 1 and stage 2 of this report, which need not be the chosen pair, if they pair."""
+    study = report.study
+    sides = [list(study.runs(study.base, regime).values()) for regime in (CAUSAL, study.regime)]
+    if not all(runs and runs[0].has_items for runs in sides):
+        return {}
+    return {"a": sides[0][0].id, "b": sides[1][0].id}
 
 
 def _show(cached: CachedReport, key: str, cls: str) -> None:

@@ -105,6 +105,8 @@ def leads_on(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
             widgets.page_link("flips", "Its flips", flips, "swap_vert")
         elif info.stage == STAGE1 and info.is_done and info.can_pair:
             _candidate(info, runs)
+        elif info.is_sweep and info.is_done:
+            _points(info, runs)
         if info.kind == "recommend" and info.is_done and not info.checkpoint:
             regime = (data.run_of(info).metrics or {})["recommended"]["regime"]
             query = {"stage": "custom", "f.model": info.model, "f.regime": regime}
@@ -113,6 +115,24 @@ def leads_on(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
         _checkpoint(info, runs)
     elif info.is_evaluation and info.is_done and not info.has_items:
         widgets.banner("info", "Scores only", runs_table.METRICS_ONLY)
+
+
+def _points(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
+    """A sweep's damage, item by item; and what starts the model's controls, if none were run."""
+    points = {
+        run.regime: run.id
+        for run in runs
+        if run.id.startswith(f"{info.id}/") and run.can_pair and not run.variant
+    }
+    if {"causal", str(BIDIRECTIONAL)} <= points.keys():
+        query = url.params(a=points["causal"], b=points[str(BIDIRECTIONAL)])
+        widgets.page_link("compare", "Compare causal with bidirectional", query, "balance")
+        flips = query | {"flip": "broken~fixed"}
+        widgets.page_link("flips", "Its flips", flips, "swap_vert")
+    of_model = [run for run in runs if run.is_sweep and run.is_done and run.model == info.model]
+    if not any(data.run_of(run).settings.get("controls") for run in of_model):
+        query = {"stage": "lab-controls", "f.model": info.model}
+        widgets.page_link("launch", "Launch the controls", url.params(**query), "play_circle")
 
 
 def _candidate(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
@@ -246,9 +266,7 @@ def live(info: RunInfo, runs: tuple[RunInfo, ...], metric: str) -> None:
             st.rerun()
         job = next((j for j in jobs.list_jobs() if j.is_active and j.run_path == run.path), None)
         if job is None:
-            status = run.status
-            done = f"{fmt.count(status.get('done'))} of {fmt.count(status.get('total'))}"
-            widgets.note(f"{done} so far, about {fmt.duration(status.get('eta_seconds'))} left.")
+            runs_table.progress_table([info])
         else:
             jobs_view.bar(job, progress(job))
             jobs_view.cancel_button(job)
@@ -395,6 +413,17 @@ def _probe(run: Run) -> None:
     passed = sum(bool(check.get("passed")) for check in checks)
     note = ": the model attends as the regime says" if passed == len(checks) else ""
     widgets.note(f"{passed} of {len(checks)} checks passed{note}.")
+    with st.expander("The checks", key="run-probe"):
+        marks = {True: "✓", False: "✕"}
+        rows = [
+            (
+                f"{marks[bool(check.get('passed'))]} {check.get('name', '')}".replace("_", " "),
+                fmt.clip(str(check.get("detail") or ""), 200),
+            )
+            for check in checks
+        ]
+        name = f"probe_{run.id}"
+        html.show(widgets.table(("Check", "What was seen"), rows, name=name, left=(1,)))
 
 
 def _cost(cost: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from bidir_core.data import item_texts
 from bidir_core.data.items import ONE_SIDED
 from bidir_core.runs.find import delete_run, rename_run
 from bidir_core.runs.layout import is_read_only
+from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.reading import data
 from bidir_ui.reading.data import RunInfo
@@ -328,3 +329,41 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
             text = inner if isinstance(inner, str) else json.dumps(inner, ensure_ascii=False)
             out[prefix + str(key)] = fmt.clip(text, 160)
     return out
+
+
+def watch(runs: tuple[RunInfo, ...]) -> None:
+    """Progress of the runs that are going on, read from their folders every two seconds.
+
+    Nothing polls while nothing runs; when a run ends the whole page is read again.
+    """
+    going = [run for run in runs if run.state in ("running", "queued")]
+    if not going:
+        return
+
+    @st.fragment(run_every=2)
+    def lines() -> None:
+        if any(Run(info.path).state != info.state for info in going):
+            st.rerun()
+        progress_table(going)
+
+    lines()
+
+
+def progress_table(going: list[RunInfo]) -> None:
+    """How far each run is, as its folder says now."""
+    rows = []
+    for info in going:
+        status = Run(info.path).status
+        done, total, rate = status.get("done"), status.get("total"), status.get("rate")
+        rows.append(
+            (
+                widgets.link(info.label, "run", url.params(id=info.id)),
+                info.state,
+                f"{fmt.count(done)} of {fmt.count(total)}",
+                fmt.percent(done / total, 0) if done and total else fmt.NONE,
+                f"{fmt.number(rate, 1)} a second" if rate else fmt.NONE,
+                fmt.duration(status.get("eta_seconds")),
+            )
+        )
+    head = ("Going on now", "State", "Done", "", "Rate", "Left")
+    html.show(widgets.table(head, rows, name=""))

@@ -52,8 +52,15 @@ with shell.guard():
         if record["contexts"] is None:
             widgets.banner("info", "The texts are not here", analysis.MISSING)
         else:
+            borders = record["prefix_token_offsets"] is not None and url.bound(
+                st.toggle,
+                "Token borders",
+                name="borders",
+                read=lambda text: text != "off",
+                write=lambda value: "" if value else "off",
+            )
             context = analysis.choice_context(record, record["gold"])
-            html.show(item_view.prompt(record, context, record["gold"]))
+            html.show(item_view.prompt(record, context, record["gold"], borders=borders))
         widgets.heading("Choices")
         names = [f"{run.stage_label} {run.regime}" for run in (a, b)]
         html.show(item_view.choices(record, left_record, right_record, pred, *names))

@@ -21,6 +21,7 @@ with shell.guard():
         st.stop()
     lab = lab_data.load(info, page.runs, page.pair.metric)
     if not lab_view.state(lab):
+        lab_view.watch(lab)
         st.stop()
     if arms := (lab.found.get("orders") or {}).get(page.pair.metric):
         lab_orders.panel(lab_orders.stored(arms), info.id)
@@ -34,3 +35,4 @@ with shell.guard():
     widgets.heading("Every point")
     with st.expander("The charts' numbers as a table", expanded=len(lab.points) <= 24):
         lab_controls.table(lab, slug)
+    lab_view.watch(lab)

@@ -29,7 +29,7 @@ with shell.guard():
             )
         with cost:
             widgets.heading("What it will take")
-            review.review(form, estimate)
+            review.review(form, estimate, page.runs)
             review.offer_timing(form, estimate, page.runs, known)
         needs = review.needed_assets(form.config)
         notes = (f"Time: {time_text(estimate)}, on {estimate.device}.",)

@@ -65,6 +65,7 @@ with shell.guard():
             st.switch_page(shell.path("run"), query_params=url.params(id=run_id))
         runs_table.actions(page.runs, table["run"].iloc[selected.rows].tolist())
 
+    runs_table.watch(page.runs)
     runs_table.problems(page.runs)
 
     if page.pair.a and page.pair.b:

@@ -34,7 +34,7 @@ def fuller(a: Record | None, b: Record | None) -> Record | None:
     return next(with_tokens, both[0] if both else None)
 
 
-def prompt(record: Record, context: int, continuation: int | None) -> Html:
+def prompt(record: Record, context: int, continuation: int | None, *, borders: bool) -> Html:
     """One context with token borders, the prefix's end marked, then one choice."""
     offsets = record["prefix_token_offsets"]
     pieces = cut_into_tokens(
@@ -59,8 +59,7 @@ def prompt(record: Record, context: int, continuation: int | None) -> Html:
         offsets = record["continuation_token_offsets"]
         pieces = cut_into_tokens(text, None if offsets is None else offsets[continuation])
         tail = [span("b-tok b-gold", _budget(piece)) for piece in pieces[:MAX_TOKENS]]
-    plain = "" if record["prefix_token_offsets"] is not None else " b-plain"
-    return div("b b-prompt" + plain, *tokens, edge, *tail, dir="auto")
+    return div("b b-prompt" + ("" if borders else " b-plain"), *tokens, edge, *tail, dir="auto")
 
 
 def _budget(piece: str) -> str:

@@ -293,7 +293,9 @@ def _weights_missing(target: RunInfo) -> str:
     folder = Path(target.checkpoint).expanduser()
     if not folder.is_absolute():
         folder = shell.ROOT / folder
-    if folder.exists():
+    if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        return ""
+    if any((folder / "final").glob("*.safetensors")):
         return ""
     return (
         "This answer can be explained where its fine-tuned weights are; they are not here: "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from bidir_core.runs.layout import LAB, STAGES
@@ -91,6 +92,14 @@ def size(n_bytes: float | None) -> str:
     if not n_bytes:
         return NONE
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.0f} MB"
+
+
+def date(folder: str) -> str:
+    """The UTC date and time in a run folder's name; an en dash where there is none."""
+    try:
+        return datetime.strptime(folder[:15], "%Y%m%d-%H%M%S").strftime("%Y-%m-%d %H:%M")
+    except ValueError:
+        return NONE
 
 
 def stage(stage_dir: str) -> str:

@@ -16,7 +16,7 @@ from bidir_core.explain.sweep_points import SINK
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, in_words, parse_regime
 from bidir_core.runs.layout import is_read_only
 from bidir_ui.kit import fmt, html, url, widgets
-from bidir_ui.lab import lab_data
+from bidir_ui.lab import lab_data, lab_view
 from bidir_ui.lab.lab_data import Lab
 from bidir_ui.masks import observed_data
 from bidir_ui.reading.data import RunInfo
@@ -45,6 +45,7 @@ def panel(lab: Lab, runs: tuple[RunInfo, ...]) -> None:
             "The story: the damage comes from the first token looking ahead. What would refute it was "
             "fixed before looking; outcomes follow from 95 % intervals against half the damage."
         )
+        _chart(lab)
     cells, refuted = [], html.span("b-phone", "Would refute it: ")
     for row in rows:
         cls, word = MARKS.get(row["outcome"], MARKS["open"])
@@ -94,6 +95,24 @@ def _not_run(lab: Lab, runs: tuple[RunInfo, ...], *, observed: bool) -> None:
     if not is_read_only():
         query = {"stage": "lab-controls", "f.model": lab.info.model}
         widgets.page_link("launch", "Launch the controls", query, "play_circle")
+
+
+def _short(point: dict[str, Any]) -> str:
+    name = lab_data.name(point).removeprefix("bidirectional:")
+    return name.removeprefix("bidirectional · ") if point.get("patch") else name
+
+
+def _chart(lab: Lab) -> None:
+    """The controls' points against the causal run of their own prompt."""
+    rows = []
+    for point in lab.points:
+        judged = lab_data.judged(lab, point["slug"])
+        swept = point["part"] == "sweep" and point["slug"] != lab_view.SINK
+        if swept or judged is None or judged.estimate is None:
+            continue
+        rows.append(widgets.interval(_short(point), judged.estimate.value, judged))
+    if rows:
+        widgets.intervals(rows, "Macro accuracy, points to causal with the same prompt")
 
 
 # The triviality control on the Lab page: an ``attend`` summary answers it beside the sweep itself.

@@ -13,6 +13,7 @@ from bidir_core.data import item_texts
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.regimes import in_words, parse_regime
 from bidir_core.report import plots_lab
+from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.lab import lab_data
 from bidir_ui.lab.lab_data import Lab
@@ -102,9 +103,7 @@ def state(lab: Lab) -> bool:
         widgets.banner(
             "info", f"Partial: {info.state}", counts + (scored if info.n_total else ""), *reason
         )
-        if info.state == "running":
-            widgets.page_link("run", "Follow it", url.params(id=info.id), "timelapse")
-        else:
+        if info.state != "running":
             widgets.command(f"python -m bidir_core lab --resume {info.id}")
     if not lab.points:
         widgets.note("Nothing to draw until the first point, the causal reference, is finished.")
@@ -150,6 +149,26 @@ def chosen_slug(lab: Lab) -> str:
         return SINK
     others = [point["slug"] for point in lab.points if point["regime"] != "causal"]
     return str((others or ["causal"])[0])
+
+
+def watch(lab: Lab) -> None:
+    """While the sweep runs: its progress, read every two seconds; the page follows its points."""
+    if lab.info.state != "running":
+        return
+
+    @st.fragment(run_every=2)
+    def line() -> None:
+        run = Run(lab.info.path)
+        finished = sum((point.path / "metrics.json").exists() for point in run.points())
+        if run.state != "running" or finished > lab.found.get("n_points", 0):
+            st.rerun()
+        done, total = run.status.get("done"), run.status.get("total")
+        widgets.note(
+            f"Running: {run.status.get('point', '')} · {fmt.count(done)} of {fmt.count(total)} "
+            f"items · about {fmt.duration(run.status.get('eta_seconds'))} left"
+        )
+
+    line()
 
 
 # The Lab page's charts: dose and response, and the map of layers. A click chooses a point.

@@ -5,12 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from functools import lru_cache
+from pathlib import Path
 
 import psutil
 import streamlit as st
 
 from bidir_core import jobs
+from bidir_core.common.errors import UserError
 from bidir_core.data import assets, tasks
+from bidir_core.data.items import ONE_SIDED, answer_positions, one_sided_sentences
+from bidir_core.evaluate.config import EvalConfig
 from bidir_core.explain.sweep_points import LabConfig
 from bidir_core.jobs import estimate
 from bidir_core.jobs.cost_model import Shape
@@ -24,6 +28,7 @@ from bidir_core.jobs.estimate import (
     tokens,
 )
 from bidir_core.jobs.pipeline_config import PipelineConfig
+from bidir_core.runs.layout import LEAKY_WARNING
 from bidir_core.runs.run import Run
 from bidir_core.train.config import FinetuneConfig
 from bidir_core.train.mixtures import MIXTURES
@@ -110,8 +115,8 @@ def needed_assets(config: Config) -> list[str]:
     return names
 
 
-def review(form: Form, cost: Estimate) -> None:
-    """What it will take."""
+def review(form: Form, cost: Estimate, runs: tuple[RunInfo, ...]) -> None:
+    """What it will take, and what to know of the checkpoint before it is evaluated."""
     cells: list[tuple[str, object]] = [("Time", time_text(cost))]
     free = psutil.virtual_memory().available
     if cost.memory_bytes:
@@ -137,8 +142,55 @@ def review(form: Form, cost: Estimate) -> None:
             "free. Use a smaller model or batch, or close something.",
         )
 
+    for caution in cautions(form.config, runs):
+        widgets.banner("info", *caution)
+
 
 def _points(cost: Estimate) -> str:
     number = fmt.count(cost.n_points) if cost.n_points else "as many as the layers make"
     each = "" if cost.point_seconds is None else f", each about {duration(cost.point_seconds)}"
     return number + each
+
+
+def cautions(config: Config | None, runs: tuple[RunInfo, ...]) -> list[tuple[str, str]]:
+    """What to know of the tasks and of the checkpoint before a run is started."""
+    files = [task for task in getattr(config, "tasks", ()) if task not in tasks.TASKS]
+    return [
+        *((ONE_SIDED, sentence) for file in files for sentence in _one_sided(file, _stamp(file))),
+        *_checkpoint_cautions(config, runs),
+    ]
+
+
+def _stamp(file: str) -> float:
+    return Path(file).stat().st_mtime if Path(file).is_file() else 0.0
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _one_sided(file: str, modified: float) -> list[str]:
+    """Whether one position holds nearly all right answers of a user's own task."""
+    try:
+        return one_sided_sentences(answer_positions(tasks.load_items([file])))
+    except UserError:
+        return []  # the form says what is wrong with the file
+
+
+def _checkpoint_cautions(config: Config | None, runs: tuple[RunInfo, ...]) -> list[tuple[str, str]]:
+    """A checkpoint made here that is leaky, or was trained under another mask than it will see."""
+    if not isinstance(config, EvalConfig) or not config.checkpoint:
+        return []
+    chosen = Path(config.checkpoint).expanduser().absolute()
+    finetune = next(
+        (run for run in runs if run.is_finetune and Path(run.path) / "final" == chosen), None
+    )
+    if finetune is None:
+        return []
+    cautions = [("Leaky training", LEAKY_WARNING)] if finetune.is_leaky else []
+    if finetune.regime != config.regime and not isinstance(config, LabConfig):  # a sweep has both
+        cautions.append(
+            (
+                "Another mask than in training",
+                f"This checkpoint was trained under {finetune.regime}; here it is evaluated under "
+                f"{config.regime}. For a control or the non-prefill compare that is the point.",
+            )
+        )
+    return cautions

@@ -19,21 +19,42 @@ SIZES = {"quick": "Quick", PUBLISHED: "As published"}
 
 
 def choose() -> str:
-    """The stage to start, in the URL."""
+    """The stage to start, from the URL or by click."""
+    known = url.get("stage") if url.get("stage") in PRESETS else "stage1"
+    st.session_state["launch-group"] = PRESETS[known].command
+
+    def to_group() -> None:
+        command = st.session_state["launch-group"]
+        url.put(stage=next(key for key, preset in PRESETS.items() if preset.command == command))
+
+    command = st.segmented_control(
+        "What to run",
+        list(GROUPS),
+        format_func=lambda name: GROUPS[name],
+        key="launch-group",
+        on_change=to_group,
+        label_visibility="collapsed",
+        required=True,
+    )
+    stages = [key for key, preset in PRESETS.items() if preset.command == command]
 
     def picked(key: str) -> str:
         url.put(**{"f.sweep": ""})  # each sweep begins with its own values
         return key
 
-    return url.bound(
-        st.selectbox,
-        "What to run",
-        name="stage",
-        options=list(PRESETS),
-        format_func=lambda key: f"{GROUPS[PRESETS[key].command]} · {PRESETS[key].label}",
-        read=lambda text: text if text in PRESETS else next(iter(PRESETS)),
-        write=picked,
-    )
+    if len(stages) > 1:
+        known = url.bound(
+            st.segmented_control,
+            "Stage",
+            name="stage",
+            options=stages,
+            required=True,
+            format_func=lambda key: PRESETS[key].label,
+            label_visibility="collapsed",
+            read=lambda text: text if text in stages else stages[0],
+            write=picked,
+        )
+    return known
 
 
 def form(runs: tuple[RunInfo, ...]) -> Form:

@@ -170,6 +170,11 @@ def requested(observed: Observed, regime: int, layer: int, n_prefix: int, total:
     )
 
 
+@st.cache_data(max_entries=16, show_spinner=False, hash_funcs=BY_RUN)
+def drift(observed: Observed) -> files.Drift:
+    return files.read_drift(Path(observed.info.path))
+
+
 def tokens(observed: Observed) -> tuple[tuple[str, ...], int]:
     """Text pieces and prefix length."""
     return files.read_tokens(Path(observed.info.path))

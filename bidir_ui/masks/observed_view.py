@@ -28,7 +28,7 @@ MEASURES = {
     "entropy": ("Entropy", "entropy of a token's attention, nats"),
 }
 
-PARTS = {"head": "Token by token", "landing": "Where attention lands"}
+PARTS = {"head": "Token by token", "landing": "Where attention lands", "drift": "Drift"}
 
 
 def chosen(page: Any) -> Observed | None:
@@ -121,7 +121,7 @@ def show(run: Observed) -> None:
             why = (f": {note}" for note in map(str, run.metrics.get("notes") or ()))
             widgets.note("Without the weights of single heads", *why, ".")
         pieces, n_prefix = observed_data.tokens(run)
-        parts = {"head": observed_head.section, "landing": _landing}
+        parts = {"head": observed_head.section, "landing": _landing, "drift": _drift}
         parts[_part(run)](run, pieces, n_prefix)
         _sentence(run)
     measure = url.choice(
@@ -138,18 +138,22 @@ def show(run: Observed) -> None:
         _layers(run, measure)
     with right:
         _grid(run, measure)
+    if run.is_summary:
+        over = "Lengths are geometric means over items; bands: 95 % interval over items."
+        drift(run, run.metrics.get("drift") or {}, over)
+    widgets.heading("What was observed")
+    _facts(run)
 
 
 def _part(run: Observed) -> str:
     """Which closer look: one at a time, since each chart costs the browser 0.1 to 0.3 s."""
-    if not run.has_matrices:
-        return "landing"
+    parts = PARTS if run.has_matrices else {k: v for k, v in PARTS.items() if k != "head"}
     return url.choice(
         st.segmented_control,
         "What to look at",
         name="part",
-        options=PARTS,
-        default="head",
+        options=parts,
+        default=next(iter(parts)),
         required=True,
         label_visibility="collapsed",
     )
@@ -175,6 +179,23 @@ def _overall(run: Observed, number: int, measure: str) -> str:
     if run.is_summary:
         return _cell(run.metrics["observed"][number]["overall"]["prefix"][measure], measure)
     return fmt.percent(float(np.mean(_values(run, measure)[number].values)))
+
+
+def _facts(run: Observed) -> None:
+    metrics = run.metrics
+    rows: list[tuple[str, str]] = [
+        ("model", run.info.model),
+        ("observed", run.subject),
+        ("regimes", run.regime_words),
+        ("number format", f"{run.info.dtype}, eager attention"),
+    ]
+    if not run.is_summary:
+        n, n_prefix = int(metrics["n_tokens"]), int(metrics["n_prefix_tokens"])
+        rows.append(("tokens", f"{n_prefix} prefix + {n - n_prefix} continuation"))
+        lls = [entry.get("continuation_ll") for entry in metrics["observed"]]
+        if None not in lls:
+            rows.append(("log-likelihood", " and ".join(f"{fmt.number(ll)} nats" for ll in lls)))
+    widgets.facts(rows)
 
 
 def _values(run: Observed, measure: str, part: str = "prefix") -> list[Line]:
@@ -257,6 +278,22 @@ def _landing(run: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
     )
 
 
+def _drift(run: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
+    """Of one text: the numbers that a summary of many has stored."""
+    found = observed_data.drift(run)
+    kinds = {f"norm_{number}": norm for number, norm in enumerate(found.norms)}
+    if found.cosine is not None:
+        kinds["cosine_1"] = found.cosine
+    groups = {"first": slice(0, 1), "others": slice(1, n_prefix)}
+    rows = {
+        f"{kind}_{group}": {"mean": values[:, tokens].mean(-1).tolist(), "low": None, "high": None}
+        for kind, values in kinds.items()
+        for group, tokens in groups.items()
+        if values[:, tokens].size
+    }
+    drift(run, rows, "One text, so no interval.")
+
+
 # The observed part's empty state: which command observes this prompt, and a button to queue it.
 
 
@@ -320,3 +357,39 @@ def _cell(row: dict[str, Any], measure: str) -> str:
     ends = [row[end][0] if row[end] else None for end in ("mean", "low", "high")]
     mean, low, high = map(fmt.number if measure == "entropy" else fmt.percent, ends)
     return f"{mean} [{low}, {high}]" if ends[1] is not None else mean
+
+
+def drift(run: Observed, drifts: dict[str, Any], over: str) -> None:
+    """Lengths of the hidden states, and how far they turn from the first regime's."""
+    widgets.heading("How far the representations drift")
+    every = list(enumerate(run.names))
+    kinds = {
+        "norm": (every, "length of the hidden state"),
+        "cosine": (every[1:], f"cosine with {run.names[0]}"),
+    }
+    for column, (kind, (names, title)) in zip(
+        st.columns(2, gap="large"), kinds.items(), strict=True
+    ):
+        lines, is_norm = _lines(drifts, kind, names), kind == "norm"
+        if lines:
+            figure = plots_attend.by_layer(
+                lines, title, groups=2, percent=False, log=is_norm, skipped=0 if is_norm else 1
+            )
+            alt = f"{title} by layer: the first token's and the others'."
+            with column:
+                widgets.chart(figure, alt, key=f"attend-{kind}")
+    widgets.note(
+        "Solid: the prefix's first token; dotted: its other tokens. A first token far longer than the "
+        "others is what makes it a sink; a cosine of 1 is the same direction in both regimes, as where "
+        f"the first token is kept causal. {over}"
+    )
+
+
+def _lines(drifts: dict[str, Any], quantity: str, names: list[tuple[int, str]]) -> list[Line]:
+    lines = []
+    for group in ("first", "others"):
+        for number, name in names:
+            row = drifts.get(f"{quantity}_{number}_{group}") or {}
+            if row.get("mean"):
+                lines.append(Line(name, row["mean"], row["low"], row["high"]))
+    return lines

@@ -203,12 +203,8 @@ class RunInfo:
 
 
 def run_of(info: RunInfo) -> Run:
-    return run_at(info.path)
-
-
-def run_at(path: str) -> Run:
-    """A run's folder; as the list has just read it, if it has."""
-    return _fresh.get(path) or Run(path)
+    """Its folder; as the list has just read it, if it has."""
+    return _fresh.get(info.path) or Run(info.path)
 
 
 _index: dict[str, tuple[tuple[int, ...], RunInfo]] = {}  # by folder: its stamp when it was read

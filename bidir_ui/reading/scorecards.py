@@ -28,16 +28,23 @@ def look_ahead() -> None:
 
 
 def _scored(runs: Sequence[RunInfo], limit: int | None = None) -> list[Row]:
-    known = [run for run in runs if run.is_done or run.is_reference]
-    scored = _rows(tuple((run.path, run.modified) for run in known), limit)
+    scored = _rows(_Finished([run for run in runs if run.is_done or run.is_reference]), limit)
     if limit is None:
         _last_rows()[_roots()] = scored
     return scored
 
 
-@st.cache_resource(max_entries=4, show_spinner=False)
-def _rows(runs: tuple[tuple[str, float], ...], limit: int | None) -> list[Row]:
-    scored = scorecard((data.run_at(path) for path, _ in runs), limit=limit)
+class _Finished(list[RunInfo]):
+    """Runs, as a key of what is remembered."""
+
+
+@st.cache_resource(
+    max_entries=4,
+    show_spinner=False,
+    hash_funcs={_Finished: lambda runs: [(run.path, run.modified) for run in runs]},
+)
+def _rows(runs: _Finished, limit: int | None) -> list[Row]:
+    scored = scorecard(map(data.run_of, runs), limit=limit)
     give_back()  # the items and texts of every run were in memory
     return scored
 

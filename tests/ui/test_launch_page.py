@@ -20,6 +20,7 @@ from bidir_core.train.config import FinetuneConfig
 from bidir_ui.launch.form import CLASSES, PRESETS
 from tests.app import STAGE2, fake_job, open_page, pair, words
 from tests.factory import make_run
+from tests.report_runs import make_finetune
 
 PAGE = "pages/launch.py"
 HOSTILE = '<img src="http://evil.example/x.png">[a](http://evil.example)'
@@ -221,3 +222,19 @@ def test_no_jobs_yet_and_cancel_of_a_waiting_one(root):
     app.button(key=f"cancel-{job.id}").click().run()
     assert jobs.find_job(job.id).state == "cancelled"
     assert "Never started" in words(app)
+
+
+def test_a_checkpoint_trained_under_another_mask_is_named_before_the_start(root):
+    """And a leaky one; a checkpoint whose folder is unknown here says nothing."""
+    finetune = make_finetune(root, "3A", evals=False)
+    (finetune.path / "final").mkdir()
+    query = {"stage": "stage4", "f.checkpoint": str(finetune.path / "final")}
+    text = words(open_page(PAGE, **query))
+    assert "3A is leaky" in text
+    assert "trained under" not in text
+    sweep = words(open_page(PAGE, **query | {"stage": "lab-sink"}))  # it has both regimes
+    assert "3A is leaky" in sweep
+    assert "trained under" not in sweep
+    text = words(open_page(PAGE, **query, **{"f.regime": "causal"}))
+    assert "trained under bidirectional; here it is evaluated under causal" in text
+    assert "trained under" not in words(open_page(PAGE, stage="stage4", **{"f.checkpoint": "x/y"}))

@@ -168,7 +168,8 @@ def test_another_sweep_begins_with_its_own_values(root):
     app = open_page(PAGE, stage="lab-sink", **{"f.sweep": "sink=3"})
     (box,) = [field for field in app.text_input if field.label == "What to vary"]
     assert box.value == "sink=3"
-    app.selectbox(key="url:stage").select("lab-lambda").run()
+    (stages,) = [g for g in app.get("button_group") if "Sink sweep" in str(g.proto.options)]
+    stages.set_value("lab-lambda").run()
     assert "--sweep lambda=0.001,0.01,0.1,0.3" in code(app)[0]
 
 

@@ -29,6 +29,7 @@ def test_two_regimes(root):
     assert "Token 3," in text
     assert "may not" in text  # causal, token 6 lies ahead
     assert "may, looking ahead" in text
+    assert "−3.25 nats" in text
     assert len(app.get("plotly_chart")) == 4
 
 
@@ -36,6 +37,7 @@ def test_two_regimes(root):
     ("part", "n_charts", "expected"),
     [
         ("landing", 3, "a sink that moved"),
+        ("drift", 4, "a cosine of 1 is the same direction in both"),
         ("nonsense", 4, "Click a cell to read it"),
     ],
 )
@@ -60,6 +62,7 @@ def test_one_regime(root):
     assert "λ = 0.5" in text
     options = [str(option) for group in app.get("button_group") for option in group.options]
     assert "Difference" not in options
+    assert len(look(run, part="drift")[0].get("plotly_chart")) == 3
 
 
 def test_too_long_shows_the_rest_and_says_why(root):
@@ -69,13 +72,14 @@ def test_too_long_shows_the_rest_and_says_why(root):
     assert "only shares and drift are stored" in text
     assert "a sink that moved" in text  # the first part there is
     assert len(app.get("plotly_chart")) == 3
+    assert len(look(run, part="drift")[0].get("plotly_chart")) == 4
 
 
 def test_averages_over_items(root):
     app, text = look(make_summary(root))
     assert "5 items of PIQA" in text
     assert "95 % intervals" in text.replace("\u00a0", " ")
-    assert len(app.get("plotly_chart")) == 2
+    assert len(app.get("plotly_chart")) == 4
 
 
 def test_averages_over_tasks_under_three_regimes(root):
@@ -85,7 +89,7 @@ def test_averages_over_tasks_under_three_regimes(root):
     assert "10 items of 2 tasks" in text
     assert "bidirectional:sink=1 :" in text
     assert run.metrics["observed"][2]["by_task"]
-    assert len(app.get("plotly_chart")) == 2
+    assert len(app.get("plotly_chart")) == 4
 
 
 def test_none_says_how_and_queues_it_once(root, monkeypatch):

@@ -80,7 +80,10 @@ def test_a_sweep_answers_first_then_leads_on_and_says_how_it_was_made(root):
     assert "5 points, each a regime on" in text
     assert text.index("The damage: bidirectional prefill moves") < text.index("Settings that are")
     shown = links(app)
+    compared = shown["Compare causal with bidirectional"]
+    assert compared["b"] == [f"{sweep.id}/points/bidirectional"]
     assert shown["Open in Lab"]["sweep"] == [sweep.id]
+    assert shown["Launch the controls"]["stage"] == ["lab-controls"]
     (line,) = [code.value for code in app.code if "bidir_core lab" in code.value]
     assert line.endswith("--sweep sink=1,2,4")
     half = make_sweep(root, SINKS, n_items=60, state="cancelled")
