@@ -154,10 +154,19 @@ def settings() -> dict[str, Any] | None:
         first = masks_view.regime_box("Regime", "regime", "causal")
     with right:
         second = masks_view.regime_box("Compared with", "against", "bidirectional")
-    left, right, _ = st.columns([1, 1, 3], vertical_alignment="bottom")
-    with left:
+    cells = st.columns(5, vertical_alignment="bottom")
+    hint = "0 takes the most likely token each time"
+    with cells[0]:
         n_new = url.number("New tokens", name="n", default=32, least=1, most=512, step=1)
-    with right:
+    with cells[1]:
+        temperature = url.number(
+            "Temperature", name="t", default=0.0, least=0.0, most=5.0, step=0.1, help=hint
+        )
+    with cells[2]:
+        top_p = url.number("Top p", name="p", default=1.0, least=0.01, most=1.0, step=0.05)
+    with cells[3]:
+        seed = url.number("Seed", name="seed", default=0, least=0, most=2**31, step=1)
+    with cells[4]:
         template = url.bound(
             st.toggle,
             "Chat template",
@@ -167,10 +176,16 @@ def settings() -> dict[str, Any] | None:
         )
     if first is None or second is None:
         return None
+    sampling = {
+        "max_new_tokens": n_new,
+        "temperature": temperature,
+        "top_p": top_p if temperature else 1.0,
+        "seed": seed,
+    }
     return {
         "prompt": prompt,
         "regimes": list(dict.fromkeys((str(first), str(second)))),
-        "sampling": {"max_new_tokens": n_new},
+        "sampling": sampling,
         "chat_template": bool(template),
     }
 
@@ -216,7 +231,8 @@ def draw(given: Answer) -> None:
     widgets.note(
         f"Behind a prompt of {fmt.count(given.n_prompt)} tokens"
         + (", stopped" if given.state == "cancelled" else "")
-        + ". Each next token is the most likely one."
+        + ". Shares are the model's own, "
+        "before temperature and top p."
     )
     for column, regime, side in zip(
         st.columns(len(given.regimes), gap="large"), given.regimes, given.sides, strict=True

@@ -247,7 +247,10 @@ def _curves(info: RunInfo) -> None:
             f"Training loss by step: from {losses[0][1]:.3f} to {losses[-1][1]:.3f} nats a token.",
             key=f"loss-{info.id}",
         )
-    compare_view.show([info], info.model)
+    table = compare_view.curves([info], info.model)
+    if table:
+        widgets.heading("Recovery while training")
+        compare_view.recovery_panels(table)
 
 
 # While it runs: progress, and whether its difference to the baseline is decided already.

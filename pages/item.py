@@ -66,7 +66,7 @@ with shell.guard():
         html.show(item_view.choices(record, left_record, right_record, pred, *names))
 
     with side:
-        html.show(item_view.facts(record))
+        html.show(item_view.facts(record, left_record, right_record))
         pictures = item_view.masks_of_both(record, (a.regime, b.regime), record["gold"])
         if pictures is not None:
             html.show(pictures)

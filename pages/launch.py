@@ -38,7 +38,7 @@ with shell.guard():
                 ask.confirm(
                     "launch", form.words, form.title, known, needs=needs, notes=notes, cost=estimate
                 )
-            if st.button("Dry run on 5 items …", key="launch-dry"):
+            if form.dry_words and st.button("Dry run on 5 items …", key="launch-dry"):
                 title = f"{form.title} · dry run"
                 ask.confirm("launch", form.dry_words, title, known, needs=needs)
     ask.say_what_failed("launch")

@@ -271,10 +271,16 @@ def curves(runs: Iterable[RunInfo], model: str) -> Table:
 
 
 def show(runs: Iterable[RunInfo], model: str) -> None:
-    """The quick evaluations of a model's fine-tunes, where there are any."""
-    if table := curves(runs, model):
-        widgets.heading("Recovery while training")
+    """The quick evaluations of a model's fine-tunes, with what makes them where there are none."""
+    widgets.heading("Recovery while training")
+    table = curves(runs, model)
+    if table:
         recovery_panels(table)
+        return
+    widgets.not_run(
+        "A fine-tune records quick evaluations under both regimes as it goes.",
+        "python -m bidir_core finetune --prompt-bidir-response-causal-train",
+    )
 
 
 def recovery_panels(table: Table) -> None:

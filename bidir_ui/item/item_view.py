@@ -225,13 +225,17 @@ def masks_of_both(record: Record, regimes_shown: Sequence[str], choice: int) -> 
     return join(div("b b-pairs", *shown), legend)
 
 
-def facts(record: Record) -> Html:
+def facts(record: Record, a: Record | None, b: Record | None) -> Html:
     """The item's numbers as a definition list."""
     rows: list[tuple[str, object]] = [
         ("task", fmt.task(record["task"])),
         ("prefix", _tokens(record["n_prefix_tokens"], longest=True)),
         ("choices", _tokens(record["n_continuation_tokens"])),
+        ("margin, baseline", _margin(a)),
+        ("margin, candidate", _margin(b)),
     ]
+    if a and b and not fmt.missing(a["margin"]) and not fmt.missing(b["margin"]):
+        rows.append(("moved by", f"{fmt.signed(b['margin'] - a['margin'])} nats"))
     rows.append(("hash", span("b-mono", str(record["doc_hash"])[:16])))
     return widgets.facts_html(rows)
 
@@ -242,6 +246,12 @@ def _tokens(counts: Sequence[int | None], *, longest: bool = False) -> str:
         return "tokens not recorded"
     shown = [max(known)] if longest else known
     return " / ".join(map(fmt.count, shown)) + " tokens"
+
+
+def _margin(record: Record | None) -> str:
+    if record is None or fmt.missing(record["margin"]):
+        return fmt.NONE
+    return f"{fmt.signed(record['margin'])} nats"
 
 
 def flip_of(a: Record, b: Record, metric: str) -> str:
@@ -333,6 +343,11 @@ def bar(page: Any, item_id: str, near: Neighbours, chosen: FlipFilter) -> None:
                 icon_position="left" if back else "right",
                 help=f"{'Previous' if back else 'Next'} {label.lower()} in this filter",
             )
+        with st.popover("Link", icon=":material/link:"):
+            widgets.note("Opens this item with these runs and this filter. Copy it:")
+            query = url.params(a=page.pair.a.id, b=page.pair.b.id, item=item_id, **chosen.params)
+            query |= {"borders": url.get("borders")} if url.get("borders") else {}
+            st.code(url.absolute("item", query), language=None, wrap_lines=True)
 
 
 def raw_record(item_id: str, records: dict[str, dict[str, Any] | None]) -> None:
@@ -344,16 +359,17 @@ def raw_record(item_id: str, records: dict[str, dict[str, Any] | None]) -> None:
 
 
 def observed_links(page: Any, item_id: str) -> None:
-    """Links to where the chosen pair's models, run over this item, really looked: the newest of each
-    pair of regimes."""
+    """Links to where a model that ran over this item really looked: the newest run of each pair
+    of regimes, of the chosen pair's models."""
     models = {run.model for run in (page.pair.a, page.pair.b) if run is not None}
     newest: dict[tuple[str, ...], observed_data.Observed] = {}
     for observed in observed_data.listed(page.runs):
         if observed.item == item_id and observed.info.model in models:
             newest.setdefault((observed.info.model, *observed.names), observed)
     for observed in newest.values():
+        label = f"Observed attention: {' and '.join(map(str, observed.regimes))}"
         query = url.params(item=item_id, show="observed", attend=observed.info.id)
-        widgets.page_link("masks", "Observed attention", query, "visibility")
+        widgets.page_link("masks", label, query, "visibility")
 
 
 def _go(target: str | None) -> None:

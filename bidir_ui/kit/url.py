@@ -52,6 +52,13 @@ def href(page: str, query: Mapping[str, str]) -> str:
     return (page or "./") + ("?" + urlencode(query, quote_via=quote, safe="/:~,=") if query else "")
 
 
+def absolute(page: str, query: Mapping[str, str]) -> str:
+    """A link to copy, with this server's own address."""
+    base = str(st.context.url or "http://localhost:8501/").split("?")[0]
+    root = base if base.endswith("/") else base.rsplit("/", 1)[0] + "/"
+    return root + href(page, query).removeprefix("./")
+
+
 def bound(
     widget: Callable[..., Any],
     label: str,

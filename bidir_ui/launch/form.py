@@ -11,7 +11,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.common.settings import command_line, parse_value, settings_of
 from bidir_core.data import tasks
 from bidir_core.data.assets import EMBEDDED_MODEL
-from bidir_core.evaluate.config import EvalConfig
+from bidir_core.evaluate.config import EvalConfig, ProbeConfig
 from bidir_core.explain.sweep_points import ORDER_PRESET_TASKS, LabConfig, planned_points
 from bidir_core.jobs.estimate import layers_of
 from bidir_core.jobs.pipeline_config import PRESETS as PIPELINE_PRESETS
@@ -26,7 +26,7 @@ Words = tuple[str, ...]
 class Form:
     """What the form says: the config if it is valid, its command, or what is wrong.
 
-    ``dry_words``: the same on five items.
+    ``dry_words``: the same on five items; empty where there are no items to try.
     """
 
     key: str
@@ -44,7 +44,7 @@ class Form:
         shown = ""
         if isinstance(self.config, LabConfig):
             shown = " | ".join(self.config.sweep)
-        elif self.key in ("custom", "stage4", "pipeline"):
+        elif self.key in ("custom", "stage4", "pipeline", "probe"):
             shown = getattr(self.config, "regime", "")
         return f"{self.preset.label} · {shown}" if shown else self.preset.label
 
@@ -134,6 +134,8 @@ class Draft:
                 "name": "dry-run",
             }
             return _pipeline_words(values, self.size), _pipeline_words(dry, self.size)
+        if isinstance(config, ProbeConfig):
+            return _words("probe", config), ()
         if isinstance(config, FinetuneConfig):
             small: Config = replace(config, steps=2, batch_samples=5, eval_every=0, name="dry-run")
         else:
@@ -182,13 +184,14 @@ def _value(spec: Field[Any], text: str) -> Any:
 
 # What the Launch page offers to start: each stage with its fixed settings and its own defaults.
 
-Config = EvalConfig | FinetuneConfig | PipelineConfig  # a LabConfig is an EvalConfig
+Config = EvalConfig | FinetuneConfig | PipelineConfig | ProbeConfig  # a LabConfig is an EvalConfig
 
 CLASSES: dict[str, type] = {
     "eval": EvalConfig,
     "finetune": FinetuneConfig,
     "pipeline": PipelineConfig,
     "lab": LabConfig,
+    "probe": ProbeConfig,
 }
 
 
@@ -222,6 +225,13 @@ PRESETS: dict[str, Preset] = {
         EVALUATIONS["2"].why,
         _EVAL,
         (("regime", "bidirectional"),),
+    ),
+    "sink": Preset(
+        "eval",
+        "Stage 2 · sink=1",
+        "Bidirectional, except that the first token stays causal.",
+        _EVAL,
+        (("regime", "bidirectional:sink=1"),),
     ),
     "custom": Preset(
         "eval",
@@ -300,6 +310,14 @@ PRESETS: dict[str, Preset] = {
         (("controls", "yes"),),
         begins=(_LIMIT,),
     ),
+    "probe": Preset(
+        "probe",
+        "Mask probe",
+        "Does the model really attend as the regime says, in every layer? "
+        "Every run asks this before it starts; alone it takes seconds, scores no items and "
+        "writes no run: the answer is in the job's log.",
+        ("model", "regime", "device"),
+    ),
 }
 
 GROUPS = {
@@ -307,4 +325,5 @@ GROUPS = {
     "finetune": "Fine-tune",
     "pipeline": "Whole study",
     "lab": "Lab sweep",
+    "probe": "Probe",
 }

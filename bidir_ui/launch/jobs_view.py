@@ -278,6 +278,8 @@ def _took(job: Job) -> html.Html:
         memory = estimated.get("memory_bytes")
         text = f" (estimated {fmt.size(memory)})" if memory else ""
         lines.append(html.div("", f"Memory {fmt.size(peak)}{text}"))
+    if job.words[0] == "probe":  # it writes no run: its last line is the answer
+        lines.append(html.div("", fmt.clip(jobs.log_tail(job, lines=1), 200)))
     return html.div("b b-note", *lines)
 
 

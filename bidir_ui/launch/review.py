@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from bidir_core import jobs
 from bidir_core.common.errors import UserError
 from bidir_core.data import assets, tasks
 from bidir_core.data.items import ONE_SIDED, answer_positions, one_sided_sentences
-from bidir_core.evaluate.config import EvalConfig
+from bidir_core.evaluate.config import EvalConfig, ProbeConfig
 from bidir_core.explain.sweep_points import LabConfig
 from bidir_core.jobs import estimate
 from bidir_core.jobs.cost_model import Shape
@@ -87,6 +88,10 @@ def estimated(
     if config is None:
         return None
     known, start = measured(runs), estimate.start_of(config, known_jobs)
+    if isinstance(config, ProbeConfig):  # imports, weights and the probe: what any run begins with
+        no_items = EvalConfig(model=config.model, dtype=config.dtype, tasks=())
+        cost = estimate.estimate(no_items, device, known, start=start)
+        return replace(cost, basis=tuple(why for why in cost.basis if "speed" not in why))
     return estimate.estimate(config, device, known, start=start, layer_rate=layer_rate)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import streamlit as st
@@ -90,10 +91,10 @@ def _chooser(label: str, name: str, below: int, default: int = 0) -> None:
 
 
 def _view(run: Observed) -> str:
-    """Which pictures: the observed weights, or their difference."""
+    """Which pictures: the observed weights, their difference, or what was requested."""
+    views = {"seen": "Observed", "difference": "Difference", "asked": "Requested"}
     if len(run.names) < 2:
-        return "seen"
-    views = {"seen": "Observed", "difference": "Difference"}
+        del views["difference"]
     return url.choice(
         st.segmented_control, "Picture", name="see", options=views, default="seen", required=True
     )
@@ -108,12 +109,14 @@ LEGENDS: dict[str, Callable[[Observed], html.Html]] = {
         (plots.RED, f"more under {run.names[0]}"),
         (plots_attend.HIDDEN, "hidden in both"),
     ),
+    "asked": lambda run: masks_view.legend("both"),
 }
 
 
 def _picture(head: Head, view: str) -> None:
-    """``view``: ``seen-0`` (of which regime) or ``difference``."""
+    """``view``: ``seen-0``, ``asked-1`` (of which regime) or ``difference``."""
     run, seen, allowed = head.run, head.seen, head.allowed
+    kind, _, number = view.partition("-")
     key = f"attend-head-{run.info.id}-{view}-{head.layer}-{head.number}"
 
     def clicked() -> None:
@@ -121,25 +124,31 @@ def _picture(head: Head, view: str) -> None:
         if points:
             url.put(q=str(int(points[0]["y"])), k=str(int(points[0]["x"])))
 
-    if view == "difference":
-        title = f"{run.names[1]} minus {run.names[0]}"
+    options: dict[str, Any] = {"key": key, "on_select": clicked, "selection_mode": "points"}
+    text = f"Attention of layer {head.layer}, head {head.number}"
+    if kind == "difference":
+        first, second = run.names
         weights, mask, minus = seen[1], allowed[0] | allowed[1], seen[0]
+        title = f"{second} minus {first}"
     else:
-        number = int(view.partition("-")[2])
-        title, weights, mask, minus = run.names[number], seen[number], allowed[number], None
+        title = run.names[int(number)]
+        weights, mask, minus = seen[int(number)], allowed[int(number)], None
     widgets.note(html.el("b", title))
+    side = masks_view.SIDE
+    if kind == "asked":
+        cells = mask.astype(np.int8) + (mask & np.triu(np.ones_like(mask), 1))
+        widgets.chart(
+            plots.mask(cells, head.pieces, head.n_prefix, masks_view.NAMES, side),
+            f"Who may see whom in layer {head.layer} under {title}.",
+            **options,
+        )
+        return
+    cell = (head.query, head.key)
     figure = plots_attend.weights(
-        weights,
-        mask,
-        head.pieces,
-        head.n_prefix,
-        minus=minus,
-        cell=(head.query, head.key),
-        side=masks_view.SIDE,
+        weights, mask, head.pieces, head.n_prefix, minus=minus, cell=cell, side=side
     )
-    alt = f"Attention of layer {head.layer}, head {head.number}, {title}, log colours. "
-    alt += "The table below it has the numbers."
-    widgets.chart(figure, alt, key=key, on_select=clicked, selection_mode="points")
+    alt = f"{text}, {title}, log colours. The table below it has the numbers."
+    widgets.chart(figure, alt, **options)
 
 
 def _cell(head: Head) -> None:

@@ -118,8 +118,15 @@ def show(run: Observed) -> None:
         _sentence(run)
     else:
         if not run.has_matrices:
-            why = (f": {note}" for note in map(str, run.metrics.get("notes") or ()))
-            widgets.note("Without the weights of single heads", *why, ".")
+            widgets.banner(
+                "info",
+                "Without the weights of single heads",
+                *(
+                    f"{note[:1].upper()}{note[1:]}."
+                    for note in map(str, run.metrics.get("notes") or ())
+                ),
+                "Shares, landing places and drift are shown for the whole text.",
+            )
         pieces, n_prefix = observed_data.tokens(run)
         parts = {"head": observed_head.section, "landing": _landing, "drift": _drift}
         parts[_part(run)](run, pieces, n_prefix)
@@ -139,8 +146,8 @@ def show(run: Observed) -> None:
     with right:
         _grid(run, measure)
     if run.is_summary:
-        over = "Lengths are geometric means over items; bands: 95 % interval over items."
-        drift(run, run.metrics.get("drift") or {}, over)
+        by_task(run, measure)
+        drift(run)
     widgets.heading("What was observed")
     _facts(run)
 
@@ -278,20 +285,54 @@ def _landing(run: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
     )
 
 
+def _lengths(lines: list[Line], others: str) -> None:
+    title = "length of the hidden state"
+    widgets.chart(
+        plots_attend.by_layer(lines, title, groups=2, log=True, percent=False),
+        f"Length of the first token's hidden state by layer, and of {others}.",
+        key="attend-norms",
+    )
+
+
 def _drift(run: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
-    """Of one text: the numbers that a summary of many has stored."""
-    found = observed_data.drift(run)
-    kinds = {f"norm_{number}": norm for number, norm in enumerate(found.norms)}
-    if found.cosine is not None:
-        kinds["cosine_1"] = found.cosine
-    groups = {"first": slice(0, 1), "others": slice(1, n_prefix)}
-    rows = {
-        f"{kind}_{group}": {"mean": values[:, tokens].mean(-1).tolist(), "low": None, "high": None}
-        for kind, values in kinds.items()
-        for group, tokens in groups.items()
-        if values[:, tokens].size
-    }
-    drift(run, rows, "One text, so no interval.")
+    drift = observed_data.drift(run)
+    widgets.heading("How far the representations drift")
+    others = slice(1, n_prefix) if n_prefix > 1 else slice(0, 1)
+    norms = list(zip(run.names, drift.norms, strict=False))
+    lines = [Line(name, norm[:, 0]) for name, norm in norms]
+    if n_prefix > 1:
+        lines += [Line(name, norm[:, others].mean(-1)) for name, norm in norms]
+    left, right = st.columns([2, 3], gap="large")
+    with left:
+        _lengths(lines, "the other prefix tokens'")
+        widgets.note(
+            "Euclidean length of what each layer hands on: solid the first token's, dotted the "
+            "others' mean. A first token far longer than the others is what makes it a sink."
+        )
+    with right:
+        if drift.cosine is None or drift.ratio is None:
+            widgets.note("One regime was observed: there is nothing to compare its states with.")
+            return
+        widgets.chart(
+            plots_attend.layer_map(
+                [drift.cosine],
+                ["cosine similarity between the regimes"],
+                pieces,
+                n_prefix,
+                log=False,
+                label="cosine",
+            ),
+            "Cosine similarity of each token's hidden state between the regimes, by layer.",
+            key="attend-cosine",
+        )
+        middle = run.n_layers // 2
+        widgets.note(
+            f"1 is the same direction in both. Behind layer {middle}: the first token "
+            f"{fmt.number(float(drift.cosine[middle, 0]))}, the other prefix tokens "
+            f"{fmt.number(float(drift.cosine[middle, others].mean()))} on average; "
+            f"the first token's length is {fmt.number(float(drift.ratio[middle, 0]))} times "
+            f"that under {run.names[0]}."
+        )
 
 
 # The observed part's empty state: which command observes this prompt, and a button to queue it.
@@ -351,6 +392,31 @@ def _model(page: object) -> str:
     return EMBEDDED_MODEL
 
 
+# Averages over items on the Masks page: what only they have, task by task and the drift.
+
+
+def by_task(run: Observed, measure: str) -> None:
+    """The measure in each task under each regime, with its interval."""
+    tasks = run.metrics["n_by_task"]
+    if len(tasks) < 2:
+        return
+    widgets.heading("By task")
+    entries = run.metrics["observed"]
+    rows = [
+        (
+            fmt.task(task),
+            fmt.count(n),
+            *(_cell(e["by_task"][task][measure], measure) for e in entries),
+        )
+        for task, n in tasks.items()
+    ]
+    everything = (_cell(entry["overall"]["prefix"][measure], measure) for entry in entries)
+    rows.append(("all items", fmt.count(run.metrics["n_items"]), *everything))
+    head, name = ("Task", "n", *run.names), f"attention-by-task_{run.info.id}"
+    html.show(widgets.table(head, rows, name=name, total=True, left=(0,)))
+    widgets.note("Mean over layers, heads and items, with its 95 % interval over items.")
+
+
 def _cell(row: dict[str, Any], measure: str) -> str:
     if not row["mean"]:
         return fmt.NONE
@@ -359,35 +425,37 @@ def _cell(row: dict[str, Any], measure: str) -> str:
     return f"{mean} [{low}, {high}]" if ends[1] is not None else mean
 
 
-def drift(run: Observed, drifts: dict[str, Any], over: str) -> None:
+def drift(run: Observed) -> None:
     """Lengths of the hidden states, and how far they turn from the first regime's."""
+    drifts = run.metrics.get("drift") or {}
     widgets.heading("How far the representations drift")
-    every = list(enumerate(run.names))
-    kinds = {
-        "norm": (every, "length of the hidden state"),
-        "cosine": (every[1:], f"cosine with {run.names[0]}"),
-    }
-    for column, (kind, (names, title)) in zip(
-        st.columns(2, gap="large"), kinds.items(), strict=True
-    ):
-        lines, is_norm = _lines(drifts, kind, names), kind == "norm"
-        if lines:
-            figure = plots_attend.by_layer(
-                lines, title, groups=2, percent=False, log=is_norm, skipped=0 if is_norm else 1
+    lengths = _lines(drifts, "norm", list(enumerate(run.names)), ("first", "others"))
+    left, right = st.columns(2, gap="large")
+    with left:
+        _lengths(lengths, "the others', over items")
+    with right:
+        later = list(enumerate(run.names))[1:]
+        cosines = _lines(drifts, "cosine", later, ("first", "others"))
+        if cosines:
+            widgets.chart(
+                plots_attend.by_layer(
+                    cosines, f"cosine with {run.names[0]}", groups=2, skipped=1, percent=False
+                ),
+                f"Cosine similarity of hidden states with those under {run.names[0]}, by layer.",
+                key="attend-cosine",
             )
-            alt = f"{title} by layer: the first token's and the others'."
-            with column:
-                widgets.chart(figure, alt, key=f"attend-{kind}")
     widgets.note(
-        "Solid: the prefix's first token; dotted: its other tokens. A first token far longer than the "
-        "others is what makes it a sink; a cosine of 1 is the same direction in both regimes, as where "
-        f"the first token is kept causal. {over}"
+        "Solid: the prefix's first token; dotted: its other tokens. Lengths are geometric "
+        "means over items; bands: 95 % interval over items. Equal lines cover one another: "
+        "a first token that is kept causal has the same states as under causal."
     )
 
 
-def _lines(drifts: dict[str, Any], quantity: str, names: list[tuple[int, str]]) -> list[Line]:
+def _lines(
+    drifts: dict[str, Any], quantity: str, names: list[tuple[int, str]], groups: tuple[str, ...]
+) -> list[Line]:
     lines = []
-    for group in ("first", "others"):
+    for group in groups:
         for number, name in names:
             row = drifts.get(f"{quantity}_{number}_{group}") or {}
             if row.get("mean"):

@@ -176,17 +176,22 @@ def _run(row: Row, name: str, time: str) -> html.Html:
     return widgets.link(f"Run ({time})" if time else "Run", "launch", query, cls="run")
 
 
+UNTIMED = "time not measured yet on this machine"
+
+
 def _times(rows: Iterable[Row], runs: tuple[RunInfo, ...]) -> dict[tuple[str, str], str]:
     """How long each missing answer would take, in words."""
     if is_read_only():
         return {}
     n_known = sum(run.device == "cpu" for run in review.measured(runs)) + len(review.timed)
-    times: dict[tuple[str, str], str] = {}
+    times = {}
     for row in rows:
         missing = tuple(name for name in MISSING if getattr(row, name) is None)
         if missing and not row.problem:
             seconds = _seconds(row.model, missing, n_known, runs) if n_known else {}
-            times |= {(row.model, name): f"about {duration(seconds[name])}" for name in seconds}
+            for name in missing:
+                known = seconds.get(name)
+                times[row.model, name] = f"about {duration(known)}" if known else UNTIMED
     return times
 
 

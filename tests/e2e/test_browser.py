@@ -92,9 +92,11 @@ def test_from_a_filter_to_an_item_to_a_shared_link(server, runs, browser, tab):
         for value in record["ll"]:
             assert fmt.number(value) in main_text(tab)
     # The link, in a browser that has never been here.
+    tab.page.get_by_role("button", name=re.compile("^.*Link")).click()
+    link = tab.page.locator("[data-testid=stCode] code", has_text="http").inner_text()
     stranger = browser.new_context()
     other = stranger.new_page()
-    other.goto(tab.page.url)
+    other.goto(link.strip())
     other.wait_for_selector(IDLE)
     other.get_by_role("heading", name=item, exact=True).wait_for()
     place = re.compile(r"\d+ of \d+ in this filter")

@@ -11,7 +11,7 @@ from bidir_core import cli, jobs
 from bidir_core.common.process import this_process
 from bidir_core.common.settings import settings_of
 from bidir_core.data import assets
-from bidir_core.evaluate.config import EvalConfig
+from bidir_core.evaluate.config import EvalConfig, ProbeConfig
 from bidir_core.explain.sweep_points import LabConfig
 from bidir_core.jobs import Job
 from bidir_core.jobs.pipeline_config import from_preset
@@ -48,6 +48,10 @@ def test_every_stage_shows_a_line_that_the_terminal_takes(root, stage):
     assert name == PRESETS[stage].command
     given.pop("resume", None)
     defaults = dict(PRESETS[stage].fixed + PRESETS[stage].begins)
+    if name == "probe":
+        given.pop("json")
+        assert ProbeConfig(**given).regime == "bidirectional"
+        return
     config: Any
     if name == "lab":
         config = LabConfig(**given | {"sweep": tuple(given.get("sweep", ()))})

@@ -1,4 +1,4 @@
-"""Sweeps on the Launch page: what they take, what is wrong, where results open."""
+"""Sweeps and the probe on the Launch page: what they take, what is wrong, where results open."""
 
 import json
 import re
@@ -103,6 +103,7 @@ def test_a_time_not_known_is_measured_where_a_start_is_reviewed(
         ({"stage": "lab-sink", "f.sweep": "speed=3"}, "dials are sink, rows"),
         ({"stage": "lab-layers", "f.sweep": "layers=20-40"}, "this model has layers 0-29"),
         ({"stage": "lab-lambda", "f.limit": "none of them"}, "--limit none of them: give a whole"),
+        ({"stage": "probe", "f.regime": "bidirectional:sink=x"}, "sink takes an integer"),
         ({"f.limit": "x"}, "--limit x: give a whole number"),
         ({"f.limit": "0"}, "from 1 up"),
         ({"f.tasks": "there/is/none.jsonl"}, "there/is/none.jsonl' does not exist"),
@@ -154,7 +155,7 @@ def test_hours_are_asked_for_once_more(root, own_items, tiny_folder):
     assert app.checkbox(key="launch-sure").label.startswith("Start it for about")
 
 
-@pytest.mark.parametrize("key", PRESETS)
+@pytest.mark.parametrize("key", [key for key in PRESETS if key != "probe"])
 def test_what_a_cpu_is_offered_at_first_takes_less_than_an_hour(key):
     """On two cores that took a quarter of an hour for a quick study, and not twenty minutes as here."""
     known = [Measured(work, MODEL, "cpu", rate=1e11) for work in ("eval", "full 3B")]
@@ -186,18 +187,32 @@ def test_a_sweep_runs_beside_the_controls_and_is_tried_on_five_items(root, monke
     assert job.title == "Controls · sink=0,1*lambda=0.1,1|tail=1 · dry run"
 
 
+def test_the_probe_has_no_items_to_try(root):
+    app = open_page(PAGE, stage="probe")
+    assert code(app)[0] == f"python -m bidir_core probe --model {MODEL}"
+    assert {b.key for b in app.button} & {"launch-start", "launch-dry"} == {"launch-start"}
+    text = words(app)
+    assert "Memory" in text
+    assert "items," not in text
+
+
 # --- their jobs --------------------------------------------------------------------------------
 
 
-def test_results_of_a_sweep_open_in_the_lab(root):
+def test_results_of_a_sweep_open_in_the_lab_and_those_of_a_probe_are_said(root):
     sweep = make_sweep(root, regimes=["bidirectional:sink=1"], n_items=10)
     line = ("lab", "--model", MODEL, "--limit", "2", "--sweep", "sink=1")
     swept = fake(root, 1, words=line, stored_state="done", started=1.0, finished=60.0)
     (swept.folder / "runs.txt").write_text(f"{sweep.path}\n")
+    asked = fake(
+        root, 2, words=("probe", "--model", MODEL), stored_state="done", started=1.0, finished=9.0
+    )
+    asked.log.write_text(f"pass  layers: all\npassed: {MODEL} under bidirectional\n")
     app = open_page(PAGE)
     (link,) = [x.proto for x in app.get("page_link") if x.proto.label == "Open results"]
     assert link.page.endswith("lab")
     assert f"sweep={sweep.id}" in link.query_string.replace("%2F", "/")
+    assert f"passed: {MODEL} under bidirectional" in words(app)
 
 
 def test_the_ready_made_sweeps_are_one_line(root):

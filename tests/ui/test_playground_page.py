@@ -96,11 +96,12 @@ def test_a_link_asks_the_same_and_both_sides_are_drawn_inert(root, pretend):
     ]
     given = Answer(("causal", "bidirectional:sink=1"), "done", n_prompt=7, sides=sides)
     worker = pretend("ready", answer=given)
-    query = {"prompt": "Hi there", "against": "bidirectional:sink=1", "n": "5"}
+    query = {"prompt": "Hi there", "against": "bidirectional:sink=1", "n": "5", "t": "0.7"}
+    query |= {"p": "0.9", "seed": "4"}
     app = open_page(PAGE, **query)
     app.button(key="pg-generate").click().run()
     (asked,) = worker.asked
-    sampling = {"max_new_tokens": 5}
+    sampling = {"max_new_tokens": 5, "temperature": 0.7, "top_p": 0.9, "seed": 4}
     assert asked == (
         "ask",
         "Hi there",
@@ -122,6 +123,6 @@ def test_bad_regimes_and_answers_that_failed(root, pretend):
     app = open_page(PAGE, regime="sideways")
     assert "Not a regime" in words(app)
     assert not [button for button in app.button if button.key == "pg-generate"]
-    app = open_page(PAGE, n="x")
+    app = open_page(PAGE, n="x", t="-5", seed="")
     app.button(key="pg-generate").click().run()
     assert "too long" in words(app)
