@@ -29,8 +29,9 @@ with shell.guard():
     slug = lab_view.chosen_slug(lab)
     lab_controls.point_card(lab, slug)
     if lab_view.any_to_draw(lab):
-        lab_view.dose_response(lab, slug)
-        lab_view.layers(lab, slug)
+        measure = lab_view.measure_box()
+        lab_view.dose_response(lab, measure, slug)
+        lab_view.layers(lab, measure, slug)
     lab_controls.panel(lab, page.runs)
     widgets.heading("Every point")
     with st.expander("The charts' numbers as a table", expanded=len(lab.points) <= 24):

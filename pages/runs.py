@@ -21,21 +21,36 @@ with shell.guard():
         pair.explain_if_missing(page.runs, page.pair)
         st.stop()
 
-    search = url.text(
-        "Search", name="q", max_chars=400, placeholder="stage, regime, model, name, kind or state"
-    )
+    left, right = st.columns(2, vertical_alignment="bottom")
+    with left:
+        search = url.text(
+            "Search", name="q", max_chars=400, placeholder="stage, regime, model, name or state"
+        )
+    with right:
+        kinds = ["all", "evaluations", "fine-tunes", "imported", "published"]
+        kind = url.choice(st.segmented_control, "Kind", name="kind", options=kinds, default="all")
 
     def matches(run: data.RunInfo) -> bool:
-        kind = "imported" if run.is_imported else "published" if run.is_reference else run.kind
-        text = f"{run.id} {run.label} {run.weights} {run.model} {run.state} {kind}".casefold()
-        # A sweep's row stands for its points; they are on the Lab page.
-        return not run.is_point and all(word in text for word in search.casefold().split())
+        if run.is_point:
+            return False  # the sweep's row stands for them; they are on the Lab page
+        if kind == "published" and not run.is_reference:
+            return False
+        if kind == "imported" and not run.is_imported:
+            return False
+        if kind == "fine-tunes" and run.kind != "finetune":
+            return False
+        if kind == "evaluations" and not run.is_evaluation:
+            return False
+        if not search:
+            return True
+        text = f"{run.id} {run.label} {run.weights} {run.model} {run.state}".casefold()
+        return all(word in text for word in search.casefold().split())
 
     shown = [run for run in page.runs if matches(run)]
     a, b = page.pair.a, page.pair.b
     if not shown:
-        widgets.banner("empty", "No run matches", "Other words may find it.")
-        st.button("Show all runs", key="clear", on_click=lambda: url.put(q=""))
+        widgets.banner("empty", "No run matches", "Clear the search or choose another kind.")
+        st.button("Show all runs", key="clear", on_click=lambda: url.put(q="", kind=""))
     else:
         views = {"tree": "By study, arm and seed", "list": "One by one"}
         many = "tree" if len(shown) > runs_tree.MANY and not search else "list"

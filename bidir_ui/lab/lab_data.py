@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ from bidir_core.analyse.verdict import Judgement, judge
 from bidir_core.explain.controls import same_prompts
 from bidir_core.explain.sweep_outcomes import Sweep, law_summary
 from bidir_core.explain.sweep_points import patch_words
-from bidir_core.explain.sweep_summary import removed_sentence, summarise_sweep
+from bidir_core.explain.sweep_summary import best_of_dials, removed_sentence, summarise_sweep
 from bidir_core.regimes import parse_regime
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt, widgets
 from bidir_ui.reading.data import BY_CHANGE, RunInfo
+
+MEASURES = {"delta": "Difference to causal", "value": "Accuracy", "removed": "Damage removed"}
+UNITS = {"delta": "points", "value": "%", "removed": "% of the damage"}
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,26 @@ def sweeps(runs: tuple[RunInfo, ...]) -> list[RunInfo]:
     return sorted((run for run in runs if run.is_sweep), key=lambda run: not run.is_done)
 
 
+def first_shown(sweeps: list[RunInfo]) -> RunInfo:
+    """Of sweeps as :func:`sweeps` has them, the newest finished one; of several that were begun
+    within an hour of it, the one with most points."""
+    newest = sweeps[0]
+    together = [run for run in sweeps if run.is_done == newest.is_done and _near(run, newest)]
+    return max(together, key=_n_points)  # of equal ones the newest
+
+
+def _near(run: RunInfo, other: RunInfo) -> bool:
+    try:
+        times = [datetime.strptime(each.created, "%Y-%m-%d %H:%M") for each in (run, other)]
+    except ValueError:  # a folder whose time is not known
+        return run is other
+    return abs(times[0] - times[1]) <= timedelta(hours=1)
+
+
+def _n_points(info: RunInfo) -> float:
+    return (info.n_total or 0) / info.n_items if info.n_items else 0
+
+
 def has_controls(info: RunInfo, lab: Lab) -> bool:
     """Whether another finished sweep has the controls of this one's model and prompts."""
     if not info.is_done or info.id == lab.info.id or info.model != lab.info.model:
@@ -104,8 +128,20 @@ def load(info: RunInfo, runs: tuple[RunInfo, ...], metric: str) -> Lab:
 def _summary(info: RunInfo, stamps: tuple[Any, ...]) -> dict[str, Any]:
     run = Run(info.path)
     if run.metrics is not None:
-        return run.metrics
+        return _judged_together(run, run.metrics)
     return summarise_sweep(run) if run.state != "corrupt" else {}
+
+
+def _judged_together(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary whose dials' best points are adjusted for one another, also one of an earlier
+    version, which judged each by itself."""
+    kinds = summary.get("best_of_dials")
+    if not isinstance(kinds, dict) or not kinds:
+        return summary
+    if all("family" in best for dials in kinds.values() for best in dials.values()):
+        return summary
+    sweep = Sweep(run)
+    return {**summary, "best_of_dials": {metric: best_of_dials(sweep, metric) for metric in kinds}}
 
 
 def law(lab: Lab) -> str:
@@ -122,14 +158,25 @@ def _law(info: RunInfo, metric: str) -> str:
     return (law_summary(Sweep(Run(info.path)), metric) or {}).get("sentence", "")
 
 
-def to_causal(lab: Lab, slug: str) -> tuple[float, float, float]:
-    """(difference, low, high) of a point to causal, in points; NaN where not stated."""
-    nan, point, delta = float("nan"), lab.point(slug), lab.numbers(slug).get("delta")
+def measured(lab: Lab, slug: str, measure: str) -> tuple[float, float, float]:
+    """(value, low, high) of a point in points or percent; NaN where not stated."""
+    nan = float("nan")
+    numbers, point = lab.numbers(slug), lab.point(slug)
+    if measure == "value":
+        value, half = numbers.get("value"), numbers.get("half_width")
+        if value is None:
+            return nan, nan, nan
+        spread = half if half is not None else nan
+        return 100 * value, 100 * (value - spread), 100 * (value + spread)
     if point is not None and point["regime"] == "causal":
+        return (0.0, nan, nan) if measure == "delta" else (100.0, nan, nan)
+    plain = point is not None and point["regime"] == "bidirectional" and not point.get("patch")
+    if measure == "removed" and plain:
         return 0.0, nan, nan
-    if not delta or delta["value"] is None:
+    estimate = numbers.get(measure)
+    if not estimate or estimate["value"] is None:
         return nan, nan, nan
-    return 100 * delta["value"], 100 * delta["low"], 100 * delta["high"]
+    return 100 * estimate["value"], 100 * estimate["low"], 100 * estimate["high"]
 
 
 def judged(lab: Lab, slug: str) -> Judgement | None:
@@ -168,11 +215,11 @@ def sentence(lab: Lab, slug: str) -> str:
     return removed_sentence(short, lab.numbers(slug)) + "."
 
 
-def frame(lab: Lab, places: list[tuple[str, float]]) -> pd.DataFrame:
+def frame(lab: Lab, places: list[tuple[str, float]], measure: str) -> pd.DataFrame:
     """Rows for :func:`bidir_core.report.plots_lab.curves`."""
     rows = []
     for slug, x in places:
-        y, low, high = to_causal(lab, slug)
+        y, low, high = measured(lab, slug, measure)
         rows.append(
             {"slug": slug, "x": x, "y": y, "low": low, "high": high, "text": text(lab, slug)}
         )

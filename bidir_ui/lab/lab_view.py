@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from bidir_core.common import formatting
 from bidir_core.data import item_texts
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.regimes import in_words, parse_regime
@@ -16,7 +17,7 @@ from bidir_core.report import plots_lab
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.lab import lab_data
-from bidir_ui.lab.lab_data import Lab
+from bidir_ui.lab.lab_data import MEASURES, UNITS, Lab
 from bidir_ui.lab.lab_orders import OrderSet
 from bidir_ui.reading.data import RunInfo
 
@@ -62,7 +63,7 @@ def choose(
         return None
     first = leading if leading in titles else ""
     if not first:
-        first = sweeps[0].id if sweeps else orders[0].id
+        first = lab_data.first_shown(sweeps).id if sweeps else orders[0].id
     chosen = url.bound(
         st.selectbox,
         "Sweep",
@@ -136,6 +137,50 @@ def verdict(lab: Lab) -> None:
                 else ""
             )
         )
+    best_of_dials(lab)
+
+
+def best_of_dials(lab: Lab) -> None:
+    """The best point of each dial: several questions to the same items, judged together."""
+    kinds = (lab.found.get("best_of_dials") or {}).get(lab.metric) or {}
+    if len(kinds) < 2:
+        return
+    with st.expander("The best point of each dial"):
+        widgets.note(
+            f"{len(kinds)} dials ask the same items: intervals are simultaneous (Bonferroni, all "
+            "hold together 95 % of the time), and p, of removing nothing of the damage, is after "
+            "Holm over the dials."
+        )
+        rows = [
+            (
+                html.span("b-nowrap", kind),
+                _to_point(lab, best),
+                fmt.count(best["n_candidates"]),
+                formatting.p_text(best["family"]["p_holm"]) or fmt.NONE,
+                fmt.tie(best["sentence"]),
+            )
+            for kind, best in kinds.items()
+        ]
+        head = ("Dial", "Best point", "Of", "p (Holm)", "In words")
+        html.show(widgets.table(head, rows, name=f"dials_{lab.info.id}", left=(0, 1, 4)))
+
+
+def _to_point(lab: Lab, best: dict[str, Any]) -> html.Html:
+    query = url.params(sweep=lab.info.id, point=best["slug"])
+    short = best["regime"].removeprefix("bidirectional:")
+    return widgets.link(short, "lab", query, cls="b-nowrap", title=best["regime"])
+
+
+def measure_box() -> str:
+    """What the charts show."""
+    return url.choice(
+        st.segmented_control,
+        "Charts show",
+        name="show",
+        options=MEASURES,
+        default="delta",
+        label_visibility="collapsed",
+    )
 
 
 def chosen_slug(lab: Lab) -> str:
@@ -201,7 +246,7 @@ def _clickable(figure: Any, alt: str, key: str) -> None:
     )
 
 
-def dose_response(lab: Lab, slug: str) -> None:
+def dose_response(lab: Lab, measure: str, slug: str) -> None:
     """One chart per dial that was varied, all else equal."""
     lines = plots_lab.curve_lines(lab.points, lab.usual)
     if not lines:
@@ -211,44 +256,65 @@ def dose_response(lab: Lab, slug: str) -> None:
         by_dial.setdefault(curve.dial, []).append(curve)
     widgets.heading("Dose and response")
     widgets.note(
-        "95 % intervals, paired with causal. Click a point to see what it is and to open it in "
-        "Compare or Flips."
+        "95 % intervals"
+        + (", paired with causal. " if measure != "value" else " of each point alone. ")
+        + "Click a point to see what it is and to open it in Compare or Flips."
     )
-    metric = "" if lab.metric == "acc" else f" ({lab.metric})"
-    ends = [(lab_data.to_causal(lab, slug)[0], slug) for slug in ("causal", "bidirectional")]
     columns = st.columns(2 if len(by_dial) > 1 else 1, gap="medium")
     for number, (dial, group) in enumerate(by_dial.items()):
         ticks = dict(tick for curve in group for tick in curve.ticks)
         frames = [
-            (curve.name or "nothing else set", lab_data.frame(lab, list(curve.places)))
+            (curve.name or "nothing else set", lab_data.frame(lab, list(curve.places), measure))
             for curve in group[:4]
         ]
         figure = plots_lab.curves(
             frames,
             sorted(ticks.items()),
             x_title=group[0].axis,
-            y_title=f"points to causal{metric}",
-            levels=[(value, name) for value, name in ends if not np.isnan(value)],
+            y_title=_y_title(lab, measure),
+            levels=_levels(lab, measure),
             chosen=slug,
         )
         with columns[number % len(columns)]:
             _clickable(
                 figure,
-                f"Difference to causal over {group[0].axis}; the table below has the numbers.",
-                key=f"dose-{dial}-{lab.metric}-{lab.info.id}",
+                f"{MEASURES[measure]} over {group[0].axis}; the table below has the numbers.",
+                key=f"dose-{dial}-{measure}-{lab.metric}-{lab.info.id}",
             )
             if len(group) > 4:
                 widgets.note(f"{len(group) - 4} more lines are in the table.")
 
 
-def layers(lab: Lab, slug: str) -> None:
-    """A map of layer ranges."""
+def _y_title(lab: Lab, measure: str) -> str:
+    metric = "" if lab.metric == "acc" else f" ({lab.metric})"
+    return {
+        "delta": f"points to causal{metric}",
+        "value": f"macro accuracy, %{metric}",
+        "removed": f"% of the damage removed{metric}",
+    }[measure]
+
+
+def _levels(lab: Lab, measure: str) -> list[tuple[float, str]]:
+    """Where causal and bidirectional stand in the measure."""
+    levels = []
+    for slug in ("causal", "bidirectional"):
+        value = lab_data.measured(lab, slug, measure)[0] if lab.point(slug) else float("nan")
+        if not np.isnan(value):
+            levels.append((value, slug))
+    return levels
+
+
+def layers(lab: Lab, measure: str, slug: str) -> None:
+    """A map of layer ranges, and the same as lines with intervals."""
     for others, ranges in _layer_ranges(lab).items():
         widgets.heading("Which layers" + (f", with {others}" if others else ""))
         widgets.note(
-            "Each cell: bidirectional in that range of layers only, causal in the others. A dot: "
-            "different from causal. Click a cell."
+            "Each cell: bidirectional in that range of layers only, causal in the others. "
+            + ("A dot: different from causal. " if measure == "delta" else "")
+            + "Click a cell."
         )
+        # The colours need a middle that means something, which accuracies do not have.
+        shown = "delta" if measure == "value" else measure
         rows = []
         for point, start, width in ranges:
             judged = lab_data.judged(lab, point)
@@ -257,13 +323,47 @@ def layers(lab: Lab, slug: str) -> None:
                     "slug": point,
                     "start": start,
                     "width": width,
-                    "y": lab_data.to_causal(lab, point)[0],
-                    "different": judged is not None and judged.decided,
+                    "y": lab_data.measured(lab, point, shown)[0],
+                    "different": shown == "delta" and judged is not None and judged.decided,
                     "text": lab_data.text(lab, point),
                 }
             )
+        frame = pd.DataFrame(rows)
+        key = f"{shown}-{lab.metric}-{others}-{lab.info.id}"
         _clickable(
-            plots_lab.layer_map(pd.DataFrame(rows), lab.n_layers, unit="points", chosen=slug),
+            plots_lab.layer_map(frame, lab.n_layers, unit=UNITS[shown], chosen=slug),
             "Layer ranges by first layer and number of layers; the table below has the numbers.",
-            key=f"map-{lab.metric}-{others}-{lab.info.id}",
+            key=f"map-{key}",
         )
+        _layer_lines(lab, ranges, measure, slug, key)
+
+
+def _layer_lines(
+    lab: Lab, ranges: list[tuple[str, int, int]], measure: str, slug: str, key: str
+) -> None:
+    """Windows of the three commonest widths, with intervals."""
+    by_width: dict[int, list[tuple[str, float]]] = {}
+    for point, start, width in sorted(ranges, key=lambda row: row[1]):
+        by_width.setdefault(width, []).append((point, float(start)))
+    wide = sorted(by_width, key=lambda width: -len(by_width[width]))[:3]
+    wide = sorted(width for width in wide if len(by_width[width]) > 1)
+    if not wide:
+        return
+    frames = [
+        (f"{width} layer{'s' if width > 1 else ''}", lab_data.frame(lab, by_width[width], measure))
+        for width in wide
+    ]
+    step = 1 if lab.n_layers <= 32 else 4
+    ticks = [(float(n), str(n) if n % step == 0 else "") for n in range(lab.n_layers)]
+    figure = plots_lab.curves(
+        frames,
+        ticks,
+        x_title="first layer of the range",
+        y_title=_y_title(lab, measure),
+        levels=_levels(lab, measure),
+        chosen=slug,
+        room=0.5,
+    )
+    _clickable(
+        figure, "The same ranges as lines with 95 % intervals.", key=f"lines-{key}-{measure}"
+    )

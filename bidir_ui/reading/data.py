@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -339,27 +338,44 @@ def record(info: RunInfo, item_id: str) -> dict[str, Any] | None:
     return run_of(info).item(task, int(number))
 
 
-# What tells runs of one label apart: the first of these that only one of them has.
-DIFFERENCES: tuple[Callable[[RunInfo], str], ...] = (
+# Names of runs that tell them apart: where two labels collide, what differs is added.
+
+# Tried in this order; the folder's name, with its seconds, always differs in the end.
+_DIFFERENCES: tuple[Callable[[RunInfo], str], ...] = (
     lambda run: run.stage_label,
     lambda run: run.dtype,
-    lambda run: run.id.partition("/")[2],
+    lambda run: run.steps,
+    lambda run: run.name,
+    lambda run: "" if run.created == fmt.NONE else run.created,
     lambda run: run.id,
 )
 
 
 def apart(runs: Iterable[RunInfo], label: Callable[[RunInfo], str]) -> dict[str, str]:
     """What to append to each run's label, by run id; empty where the label is its own."""
+    out: dict[str, str] = {}
     groups: dict[str, list[RunInfo]] = {}
     for run in {run.id: run for run in runs}.values():
+        out[run.id] = ""
         groups.setdefault(label(run), []).append(run)
-    out = {}
     for group in groups.values():
-        having = [(difference, Counter(map(difference, group))) for difference in DIFFERENCES]
-        for run in group:
-            own = (of(run) for of, counts in having if counts[of(run)] == 1)
-            out[run.id] = f" · {next(own)}" if len(group) > 1 else ""
+        _tell_apart(group, out)
     return out
+
+
+def _tell_apart(group: list[RunInfo], out: dict[str, str], start: int = 0) -> None:
+    if len(group) < 2:
+        return
+    for number, difference in enumerate(_DIFFERENCES[start:], start):
+        parts: dict[str, list[RunInfo]] = {}
+        for run in group:
+            parts.setdefault(difference(run), []).append(run)
+        if len(parts) > 1:
+            for text, same in parts.items():
+                for run in same:
+                    out[run.id] += f" · {text}" if text else ""
+                _tell_apart(same, out, number + 1)
+            return
 
 
 def menu(runs: Iterable[RunInfo]) -> dict[str, str]:
@@ -367,6 +383,25 @@ def menu(runs: Iterable[RunInfo]) -> dict[str, str]:
     runs = tuple(runs)
     extra = apart(runs, _short)
     return {run.id: _short(run) + extra[run.id] for run in runs}
+
+
+def full(run: RunInfo) -> str:
+    """Everything a reader may want to know of the chosen run, for a line that wraps."""
+    trained = run.weights if run.checkpoint else ""
+    state = "" if run.is_done else run.state
+    imported = "imported" if run.is_imported else ""
+    parts = (
+        run.stage_label,
+        run.regime,
+        trained,
+        run.extent,
+        run.dtype,
+        "" if run.model == EMBEDDED_MODEL else run.model.rsplit("/", 1)[-1],
+        run.name,
+        imported,
+        state,
+    )
+    return " · ".join(part for part in parts if part)
 
 
 def _short(run: RunInfo) -> str:

@@ -76,6 +76,8 @@ def selectors(runs: tuple[RunInfo, ...], chosen: Pair) -> None:
     for name, title, run in (("a", "Baseline", chosen.a), ("b", "Candidate", chosen.b)):
         options = usable if run is None or run.id in usable else [run.id, *usable]
         _menu(name, title, run, options, names)
+        if run is not None:  # a closed menu shows one line of about 28 characters
+            html.show(html.div("b b-note b-full", fmt.clip(data.full(run), 160)))
     measure()
 
 

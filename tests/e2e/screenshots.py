@@ -22,6 +22,7 @@ PAGES = {page or "overview": (page, {}) for page in HEADINGS} | {
     "item-first": ("item", {"flip": "broken"}),
     "item-missing": ("item", {"item": "piqa/999999"}),
     "masks-observed": ("masks", {"show": "observed"}),
+    "lab-accuracy": ("lab", {"show": "value", "point": "bidirectional_sink-1"}),
     "launch-sweep": ("launch", {"stage": "lab-layers"}),
     "launch-wrong": ("launch", {"stage": "lab-sink", "f.sweep": "sink=one", "f.limit": "few"}),
     "report-sections": ("report", {"sections": "answers~per_task"}),

@@ -41,7 +41,7 @@ def test_evaluations_are_not_what_was_swept_or_looked_at(root):
     for kind in ("lab", "why"):
         make_run(root, "lab", n_items=10, facts={"kind": kind})
     assert len(open_page("pages/runs.py").dataframe[0].value) == 5
-    shown = open_page("pages/runs.py", q="eval").dataframe[0].value
+    shown = open_page("pages/runs.py", kind="evaluations").dataframe[0].value
     assert set(shown["run"]) == {a.id, b.id}
 
 
@@ -70,10 +70,11 @@ def test_every_runs_answer_names_what_differs(root):
     body = markup(open_page("pages/item.py", a=a.id, b=b.id, item="piqa/3"))
     rows = re.findall(r"<tr><td[^>]*>(?:<b>)?(Stage[^<]*)", body[body.index("Every run") :])
     assert len(rows) == len(set(rows)) == 4
+    assert sum("bfloat16" in row for row in rows) == 2
     assert sum("again" in row for row in rows) == 1
 
 
-def test_runs_alike_in_all_else_are_told_apart_by_folder(root):
+def test_runs_alike_in_all_else_are_told_apart_by_date_or_folder(root):
     for _ in range(3):
         make_run(root, n_items=10)
     runs = data.list_infos()
@@ -82,11 +83,12 @@ def test_runs_alike_in_all_else_are_told_apart_by_folder(root):
     assert not any(data.apart(runs[:1], lambda run: "one label").values())
 
 
-def test_menus_say_what_distinguishes_first(root):
+def test_menus_say_what_distinguishes_first_and_the_whole_below(root):
     a, _ = pair(root, config={"limit": 500})
     sink = make_run(root, STAGE2, n_items=40, regime="bidirectional:sink=1", config={"limit": 500})
     app = open_page("pages/compare.py", a=a.id, b=sink.id)
     assert app.sidebar.selectbox[1].options[0] == "sink=1 · limit 500"
+    assert "Stage 2 · bidirectional:sink=1 · limit 500 · float32" in words(app)
 
 
 def test_undecided_is_explained_where_it_is_said(root):

@@ -42,10 +42,12 @@ def open_pair(page: str, a: Run, b: Run, **query: str) -> AppTest:
 
 
 def test_runs_lists_it_and_finds_it_by_kind(both):
-    theirs, _ = both
-    table = open_pair("pages/runs.py", *both, q="imported").dataframe[0].value
+    theirs, candidate = both
+    table = open_pair("pages/runs.py", *both, kind="imported").dataframe[0].value
     assert table["run"].tolist() == [theirs.id]
     assert table["state"].tolist() == ["● imported"]
+    table = open_pair("pages/runs.py", *both, kind="evaluations").dataframe[0].value
+    assert table["run"].tolist() == [candidate.id]
 
 
 @pytest.mark.parametrize("swap", [False, True])

@@ -1,6 +1,8 @@
 """The Lab page in its states, without a browser; curves and their places."""
 
 import json
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -11,6 +13,7 @@ from bidir_core.report.plots_lab import curve_lines, layer_ranges, symlog
 from bidir_core.runs.run import Run
 from bidir_ui.lab import lab_data
 from bidir_ui.reading import data
+from bidir_ui.reading.data import RunInfo
 from tests.app import open_page, words
 from tests.attend_factory import make_summary
 from tests.factory import unsealed
@@ -86,9 +89,25 @@ def test_ready(root) -> None:
     assert "Dose and response" in text
     assert "Which layers" in text
     assert "Not run yet" in text  # the controls
+    assert "3 dials ask the same items: intervals are simultaneous" in text
+    assert "after Holm over the dials" in text
     assert "bidirectional:layers=20-24" in set(app.dataframe[-1].value["point"])
-    shown = open_page(PAGE, sweep=sweep.id, point="bidirectional_sink-1")
+    shown = open_page(PAGE, sweep=sweep.id, point="bidirectional_sink-1", show="removed")
     assert "in words sink=1 " in " ".join(words(shown).split())
+
+
+def test_an_earlier_versions_verdicts_are_adjusted_when_read(root) -> None:
+    """It judged each dial's best point by itself, with a plain interval."""
+    sweep = make_sweep(root, FEW, n_items=60)
+    metrics = json.loads((unsealed(sweep).path / "metrics.json").read_text())
+    for dials in metrics["best_of_dials"].values():
+        for best in dials.values():
+            del best["family"], best["simultaneous"]
+            best["sentence"] = "An older sentence."
+    (sweep.path / "metrics.json").write_text(json.dumps(metrics))
+    text = words(open_page(PAGE, sweep=sweep.id))
+    assert "An older sentence" not in text
+    assert "after Holm over the dials" in text
 
 
 def test_a_point_of_one_task_is_judged_by_its_exact_test_too(root) -> None:
@@ -129,6 +148,24 @@ def test_a_sweep_kept_for_its_numbers_says_so(root) -> None:
         a, b = (f"{sweep.id}/points/{slug}" for slug in ("causal", "bidirectional"))
         app = open_page(page, a=a, b=b)
         assert "has no items" in words(app)
+
+
+def test_of_one_sittings_sweeps_the_largest_is_shown_first() -> None:
+    def info(ident: str, created: str, n_points: int) -> RunInfo:
+        return cast(
+            RunInfo,
+            SimpleNamespace(
+                id=ident, created=created, is_done=True, n_items=100, n_total=100 * n_points
+            ),
+        )
+
+    late = info("late", "2026-11-23 08:45", 4)
+    large = info("large", "2026-11-23 08:41", 41)
+    older = info("older", "2026-11-22 08:41", 60)
+    assert lab_data.first_shown([late, large, older]) is large
+    newest = info("mine", "2026-12-01 10:00", 3)
+    assert lab_data.first_shown([newest, late, large, older]) is newest
+    assert lab_data.first_shown([info("odd", "–", 1), large]).id == "odd"
 
 
 def test_it_opens_on_the_sweep_that_the_overview_speaks_of(root) -> None:
