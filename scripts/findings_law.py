@@ -55,7 +55,7 @@ def models() -> str:
         others = {CAUSAL: causal, "hidden": hidden[name], "twice": twice[name]}
         beside = outcomes(causal, others, "acc")
         (chosen,) = [opened for opened in result.curve if opened.first_layer == result.first_layer]
-        equal = next(o for o in result.curve if -MARGIN < o.whole.low and o.whole.high < MARGIN)
+        equal = next(o for o in result.curve if o.whole.low > -MARGIN and o.whole.high < MARGIN)
         rows.append(
             [
                 title,

@@ -16,7 +16,7 @@ from bidir_core.analyse.verdict import Judgement, judge
 from bidir_core.explain.controls import same_prompts
 from bidir_core.explain.sweep_outcomes import Sweep, law_summary
 from bidir_core.explain.sweep_points import patch_words
-from bidir_core.explain.sweep_summary import best_of_dials, removed_sentence, summarise_sweep
+from bidir_core.explain.sweep_summary import removed_sentence, summarise_sweep
 from bidir_core.regimes import parse_regime
 from bidir_core.runs.run import Run
 from bidir_ui.kit import fmt, widgets
@@ -128,20 +128,8 @@ def load(info: RunInfo, runs: tuple[RunInfo, ...], metric: str) -> Lab:
 def _summary(info: RunInfo, stamps: tuple[Any, ...]) -> dict[str, Any]:
     run = Run(info.path)
     if run.metrics is not None:
-        return _judged_together(run, run.metrics)
+        return run.metrics
     return summarise_sweep(run) if run.state != "corrupt" else {}
-
-
-def _judged_together(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
-    """A summary whose dials' best points are adjusted for one another, also one of an earlier
-    version, which judged each by itself."""
-    kinds = summary.get("best_of_dials")
-    if not isinstance(kinds, dict) or not kinds:
-        return summary
-    if all("family" in best for dials in kinds.values() for best in dials.values()):
-        return summary
-    sweep = Sweep(run)
-    return {**summary, "best_of_dials": {metric: best_of_dials(sweep, metric) for metric in kinds}}
 
 
 def law(lab: Lab) -> str:

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from bidir_core.common import formatting
 from bidir_core.data import item_texts
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.regimes import in_words, parse_regime
@@ -137,38 +136,6 @@ def verdict(lab: Lab) -> None:
                 else ""
             )
         )
-    best_of_dials(lab)
-
-
-def best_of_dials(lab: Lab) -> None:
-    """The best point of each dial: several questions to the same items, judged together."""
-    kinds = (lab.found.get("best_of_dials") or {}).get(lab.metric) or {}
-    if len(kinds) < 2:
-        return
-    with st.expander("The best point of each dial"):
-        widgets.note(
-            f"{len(kinds)} dials ask the same items: intervals are simultaneous (Bonferroni, all "
-            "hold together 95 % of the time), and p, of removing nothing of the damage, is after "
-            "Holm over the dials."
-        )
-        rows = [
-            (
-                html.span("b-nowrap", kind),
-                _to_point(lab, best),
-                fmt.count(best["n_candidates"]),
-                formatting.p_text(best["family"]["p_holm"]) or fmt.NONE,
-                fmt.tie(best["sentence"]),
-            )
-            for kind, best in kinds.items()
-        ]
-        head = ("Dial", "Best point", "Of", "p (Holm)", "In words")
-        html.show(widgets.table(head, rows, name=f"dials_{lab.info.id}", left=(0, 1, 4)))
-
-
-def _to_point(lab: Lab, best: dict[str, Any]) -> html.Html:
-    query = url.params(sweep=lab.info.id, point=best["slug"])
-    short = best["regime"].removeprefix("bidirectional:")
-    return widgets.link(short, "lab", query, cls="b-nowrap", title=best["regime"])
 
 
 def measure_box() -> str:

@@ -89,25 +89,9 @@ def test_ready(root) -> None:
     assert "Dose and response" in text
     assert "Which layers" in text
     assert "Not run yet" in text  # the controls
-    assert "3 dials ask the same items: intervals are simultaneous" in text
-    assert "after Holm over the dials" in text
     assert "bidirectional:layers=20-24" in set(app.dataframe[-1].value["point"])
     shown = open_page(PAGE, sweep=sweep.id, point="bidirectional_sink-1", show="removed")
     assert "in words sink=1 " in " ".join(words(shown).split())
-
-
-def test_an_earlier_versions_verdicts_are_adjusted_when_read(root) -> None:
-    """It judged each dial's best point by itself, with a plain interval."""
-    sweep = make_sweep(root, FEW, n_items=60)
-    metrics = json.loads((unsealed(sweep).path / "metrics.json").read_text())
-    for dials in metrics["best_of_dials"].values():
-        for best in dials.values():
-            del best["family"], best["simultaneous"]
-            best["sentence"] = "An older sentence."
-    (sweep.path / "metrics.json").write_text(json.dumps(metrics))
-    text = words(open_page(PAGE, sweep=sweep.id))
-    assert "An older sentence" not in text
-    assert "after Holm over the dials" in text
 
 
 def test_a_point_of_one_task_is_judged_by_its_exact_test_too(root) -> None:
