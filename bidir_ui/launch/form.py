@@ -12,6 +12,7 @@ from bidir_core.common.settings import command_line, parse_value, settings_of
 from bidir_core.data import tasks
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.evaluate.config import EvalConfig, ProbeConfig
+from bidir_core.explain.configs import RecommendConfig
 from bidir_core.explain.sweep_points import ORDER_PRESET_TASKS, LabConfig, planned_points
 from bidir_core.jobs.estimate import layers_of
 from bidir_core.jobs.pipeline_config import PRESETS as PIPELINE_PRESETS
@@ -116,7 +117,7 @@ class Draft:
             config: Config = from_preset(values, self.size)
         else:
             config = CLASSES[self.preset.command](**values)
-        if isinstance(config, EvalConfig | PipelineConfig):
+        if isinstance(config, EvalConfig | PipelineConfig | RecommendConfig):
             tasks.task_names(config.tasks)  # their files are there
         if isinstance(config, LabConfig):
             planned_points(config, layers_of(config.model))  # layers that the model does not have
@@ -184,7 +185,8 @@ def _value(spec: Field[Any], text: str) -> Any:
 
 # What the Launch page offers to start: each stage with its fixed settings and its own defaults.
 
-Config = EvalConfig | FinetuneConfig | PipelineConfig | ProbeConfig  # a LabConfig is an EvalConfig
+# A LabConfig is an EvalConfig.
+Config = EvalConfig | FinetuneConfig | PipelineConfig | ProbeConfig | RecommendConfig
 
 CLASSES: dict[str, type] = {
     "eval": EvalConfig,
@@ -192,6 +194,7 @@ CLASSES: dict[str, type] = {
     "pipeline": PipelineConfig,
     "lab": LabConfig,
     "probe": ProbeConfig,
+    "recommend": RecommendConfig,
 }
 
 
@@ -258,6 +261,13 @@ PRESETS: dict[str, Preset] = {
         "report. Runs that exist are used again, so the same line goes on where it stopped.",
         ("model", "regime", "limit", "steps", "seeds", "device"),
     ),
+    "recommend": Preset(
+        "recommend",
+        "Recommendation",
+        "From which layer on may the prompt look ahead? Predicted from prompts alone, without right "
+        "answers.",
+        ("model", "limit", "device"),
+    ),
     "lab-law": Preset(
         "lab",
         "First layers",
@@ -271,7 +281,7 @@ PRESETS: dict[str, Preset] = {
         "lab",
         "Prompt order",
         "Does it matter whether the passage stands before the question or after it, and does looking "
-        "ahead help? Both orders: causal, bidirectional, sink=1, the recommended layers=A-, and the "
+        "ahead help? Both orders: causal, bidirectional, sink=1, layers=A- as prompts alone predict it, and the "
         "prompt given twice, which any gain has to beat or match.",
         ("model", "limit", "device"),
         (("preset", "order"),),
@@ -325,5 +335,6 @@ GROUPS = {
     "finetune": "Fine-tune",
     "pipeline": "Whole study",
     "lab": "Lab sweep",
+    "recommend": "Recommend",
     "probe": "Probe",
 }

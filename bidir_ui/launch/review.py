@@ -16,6 +16,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.data import assets, tasks
 from bidir_core.data.items import ONE_SIDED, answer_positions, one_sided_sentences
 from bidir_core.evaluate.config import EvalConfig, ProbeConfig
+from bidir_core.explain.configs import PROMPTS_PER_TASK, RecommendConfig
 from bidir_core.explain.sweep_points import LabConfig
 from bidir_core.jobs import estimate
 from bidir_core.jobs.cost_model import Shape
@@ -87,6 +88,11 @@ def estimated(
     config, device = form.config, jobs.queue_device(form.words)
     if config is None:
         return None
+    if isinstance(config, RecommendConfig):  # each prompt once for every layer, as in a sweep
+        n_prompts = config.limit or PROMPTS_PER_TASK
+        config = LabConfig(
+            model=config.model, tasks=config.tasks, limit=n_prompts, sweep=("layers=windows:1",)
+        )
     known, start = measured(runs), estimate.start_of(config, known_jobs)
     if isinstance(config, ProbeConfig):  # imports, weights and the probe: what any run begins with
         no_items = EvalConfig(model=config.model, dtype=config.dtype, tasks=())

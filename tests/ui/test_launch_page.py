@@ -12,6 +12,7 @@ from bidir_core.common.process import this_process
 from bidir_core.common.settings import settings_of
 from bidir_core.data import assets
 from bidir_core.evaluate.config import EvalConfig, ProbeConfig
+from bidir_core.explain.configs import RecommendConfig
 from bidir_core.explain.sweep_points import LabConfig
 from bidir_core.jobs import Job
 from bidir_core.jobs.pipeline_config import from_preset
@@ -51,6 +52,10 @@ def test_every_stage_shows_a_line_that_the_terminal_takes(root, stage):
     if name == "probe":
         given.pop("json")
         assert ProbeConfig(**given).regime == "bidirectional"
+        return
+    if name == "recommend":
+        assert RecommendConfig(**given).batch_tokens == 900
+        assert "How this is known" in words(app)
         return
     config: Any
     if name == "lab":

@@ -155,7 +155,7 @@ def test_hours_are_asked_for_once_more(root, own_items, tiny_folder):
     assert app.checkbox(key="launch-sure").label.startswith("Start it for about")
 
 
-@pytest.mark.parametrize("key", [key for key in PRESETS if key != "probe"])
+@pytest.mark.parametrize("key", [key for key in PRESETS if key not in ("probe", "recommend")])
 def test_what_a_cpu_is_offered_at_first_takes_less_than_an_hour(key):
     """On two cores that took a quarter of an hour for a quick study, and not twenty minutes as here."""
     known = [Measured(work, MODEL, "cpu", rate=1e11) for work in ("eval", "full 3B")]
