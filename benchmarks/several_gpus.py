@@ -53,7 +53,10 @@ def main(arguments: list[str] | None = None) -> None:
         write_model(options)
         for part in options.parts:
             book.begin(part)
-            measure(part, options, book, Clock(options.part_seconds))
+            try:
+                measure(part, options, book, Clock(options.part_seconds))
+            except Exception as error:  # the other parts are worth having
+                book.add(part, "stopped", failed=f"{type(error).__name__}: {error}")
 
 
 def parse(arguments: list[str] | None) -> Namespace:

@@ -128,6 +128,8 @@ def start(key: str) -> Page:
     if key == "item" and leading is not None and any(run.compact for run in leading):
         leading, passed_over = None, leading
     chosen = pair.choose(runs, leading)
+    if any(run is None or run.compact for run in (chosen.a, chosen.b)):
+        passed_over = None
     with st.sidebar:
         if key in ABOUT_A_PAIR:
             pair.selectors(runs, chosen)

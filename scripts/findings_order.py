@@ -104,21 +104,24 @@ def order_table() -> str:
 
 def generated_table() -> str:
     """Greedy answers: how many are right, and what an arm changes against causal on the same documents."""
-    rows = []
-    causal: dict[tuple[str, str, str], np.ndarray] = {}
-    for cell in order_generation.read():
+    rows, cells = [], order_generation.read()
+    rights: dict[tuple[str, ...], list[np.ndarray]] = {}
+    for cell in cells:
         answers = map(order_generation.ended, cell["answers"])
         pairs = list(zip(answers, cell["right"], strict=True))
-        exact, begins = (
+        rights[order_generation.cell_of(cell)] = [
             np.array([check(answer, right) for answer, right in pairs])
             for check in (order_generation.matches, order_generation.begins_with)
-        )
+        ]
+    for cell in cells:
         key = cell["model"], cell["family"], cell["order"]
-        base = causal.setdefault(key, begins)
-        change = "" if cell["arm"] == BASE else delta(stats.paired_delta(base, begins))
+        exact, begins = rights[order_generation.cell_of(cell)]
+        base = rights.get((cell["model"], BASE, cell["family"], cell["order"]))
+        compared = base if cell["arm"] != BASE else None
+        change = delta(stats.paired_delta(compared[1], begins)) if compared else ""
         shares = [f"{100 * right.mean():.1f}" for right in (exact, begins)]
         regime = f"{cell['regime']}, prompt twice" if cell["arm"] == "twice" else cell["regime"]
-        rows.append([*key, regime, str(len(pairs)), *shares, change])
+        rows.append([*key, regime, str(len(begins)), *shares, change])
     header = "model | family | passage | regime | n | exact match, % | begins with the answer, %"
     return table(f"{header} | minus causal, points (95 % CI)", rows)
 

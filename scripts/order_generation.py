@@ -83,7 +83,7 @@ def study(
     loaded = loading.load(model, device=device)
     prober = Prober(loaded)
     for arm in arms:
-        regime = {"bidirectional": arm, "opened": recommended(model)}.get(arm, "causal")
+        regime = recommended(model) if arm == "opened" else arm.replace("twice", "causal")
         times = 2 if arm == "twice" else 1
         prober.require(regime)
         for family in FAMILIES:

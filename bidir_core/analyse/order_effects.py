@@ -254,7 +254,11 @@ class OrderArm:
 def _stored(kind: Any, value: Mapping[str, Any]) -> Any:
     """A dataclass from its own fields alone: later versions may add some."""
     known = {field.name: value.get(field.name) for field in fields(kind)}
-    return kind(**{k: Estimate(**v) if isinstance(v, dict) else v for k, v in known.items()})
+    return kind(**{k: _interval_of(v) if isinstance(v, dict) else v for k, v in known.items()})
+
+
+def _interval_of(v: Mapping[str, Any]) -> Estimate:
+    return Estimate(v["value"], v["low"], v["high"], v.get("n") or 0)
 
 
 def order_arms(

@@ -44,7 +44,7 @@ def expand(texts: Iterable[str], n_layers: int) -> list[Regime]:
                 regimes[regime] = None
             if len(regimes) > MOST_POINTS:
                 raise UserError(
-                    f"--sweep {text}: more than {MOST_POINTS} points; sweep fewer values"
+                    f"--sweep {text}: with it there are more than {MOST_POINTS} points; sweep fewer values"
                 )
     return list(regimes)
 

@@ -310,7 +310,11 @@ def printed_numbers(numbers: Findings) -> dict[str, str]:
 
     def add(key: str, text: str) -> None:
         plain = re.sub(r"[^a-z0-9./+]+", "-", key.lower())
-        printed[re.sub(r"-*(/|$)-*", r"\1", plain)] = text
+        key = base = re.sub(r"-*(/|$)-*", r"\1", plain)
+        copy = 2
+        while key in printed:  # names that give the same key are numbered
+            key, copy = f"{base}-{copy}", copy + 1
+        printed[key] = text
 
     def add_difference(key: str, value: float, low_high: object, n: int | None) -> None:
         add(f"{key}/difference", formatting.points(value, signed=True))

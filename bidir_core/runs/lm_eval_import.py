@@ -254,7 +254,9 @@ def _limit(
     limit, largest = output.part("config").get("limit"), max(map(len, samples.values()))
     if isinstance(limit, int | float) and limit >= 1 and limit == int(limit):
         return int(limit), []
-    reason = "is not recorded" if limit is None else f"was a share of each task, {limit}"
+    if limit is None and all(isinstance(n, int) for n in originals):
+        return largest, ["the items were chosen otherwise than by a limit"]
+    reason = f"was a share of each task, {limit}" if limit else "is not recorded"
     return largest, [f"the limit {reason}; the largest task has {largest:,} items"]
 
 

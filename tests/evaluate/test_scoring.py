@@ -24,7 +24,7 @@ from bidir_core.evaluate.packing import (
     pack_rows,
     plan_batches,
 )
-from bidir_core.evaluate.scoring import Scorer, plan_scoring
+from bidir_core.evaluate.scoring import MOST_WAITING, Scorer, plan_scoring
 from bidir_core.models.attention import choose_implementation, install
 from bidir_core.models.layout import Layout
 from bidir_core.regimes import parse_regime
@@ -273,10 +273,11 @@ def on_gpu(monkeypatch):
 
 def test_a_gpu_is_some_batches_ahead_and_what_it_computed_is_not_lost(on_gpu):
     scorer, events = on_gpu
+    n = MOST_WAITING + 1
     with pytest.raises(UserError):
-        scorer(unable=[4]).record_all(6)
-    first = ["ready", *(("begin", i) for i in range(4)), ("read", 0), ("record", 0), ("begin", 4)]
-    assert events == first + [(what, i) for i in (1, 2, 3) for what in ("read", "record")]
+        scorer(unable=[n]).record_all(n + 2)
+    first = ["ready", *(("begin", i) for i in range(n)), ("read", 0), ("record", 0), ("begin", n)]
+    assert events == first + [(what, i) for i in range(1, n) for what in ("read", "record")]
 
 
 def test_a_gpu_computes_while_the_probe_asks_and_nothing_is_recorded_before(on_gpu):

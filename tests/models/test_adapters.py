@@ -57,7 +57,7 @@ def test_merged_is_peft_unmerged(tmp_path: Path, tiny_folder: Path, dtype: str) 
     beside, how = ours(tiny_folder, folder, dtype=dtype, adapter="beside")
     assert how == "beside"
     # In 16 bits merging rounds each weight once, no worse than the layers beside round.
-    allowed = 1e-5 if dtype == "float32" else 2 * float((beside - reference).abs().max())
+    allowed = 2e-5 if dtype == "float32" else 2 * float((beside - reference).abs().max())
     assert float((merged - reference).abs().max()) <= allowed
     base, tuned = (
         loading.load(str(tiny_folder), checkpoint=checkpoint, device="cpu", dtype=dtype)

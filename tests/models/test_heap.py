@@ -60,6 +60,7 @@ def page_faults(n: int, megabytes: int) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
+@pytest.mark.alone  # what other tests left on the heap decides where memory comes from
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc has it")
 def test_freed_memory_is_used_again():
     pages = (64 << 20) // resource.getpagesize()

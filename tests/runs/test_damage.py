@@ -156,7 +156,7 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 def read_all(run: Run) -> str:
     """What lists, pages and reports do with a run that they are handed; its state."""
-    info = data._read(str(run.path), run.modified)
+    info = data._read(run, run.modified)
     assert info.state == run.state
     assert (info.error != "") or info.state not in ("corrupt", "failed")
     for each in (info.label, info.extent, info.cautions, info.partial_note, info.weights):
