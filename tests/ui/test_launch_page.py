@@ -55,7 +55,7 @@ def test_every_stage_shows_a_line_that_the_terminal_takes(root, stage):
         return
     if name == "recommend":
         assert RecommendConfig(**given).batch_tokens == 900
-        assert "100 items, " in words(app), "20 prompts of each task, once"
+        assert "of each point" not in words(app)  # a pass a layer, not a sweep's points
         assert "How this is known" in words(app)
         return
     config: Any
