@@ -12,7 +12,7 @@ from bidir_core.common.settings import command_line, parse_value, settings_of
 from bidir_core.data import tasks
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.evaluate.config import EvalConfig, ProbeConfig
-from bidir_core.explain.configs import RecommendConfig
+from bidir_core.explain.configs import PROMPTS_PER_TASK, RecommendConfig
 from bidir_core.explain.sweep_points import ORDER_PRESET_TASKS, LabConfig, planned_points
 from bidir_core.jobs.estimate import layers_of
 from bidir_core.jobs.pipeline_config import PRESETS as PIPELINE_PRESETS
@@ -267,6 +267,7 @@ PRESETS: dict[str, Preset] = {
         "From which layer on may the prompt look ahead? Predicted from prompts alone, without right "
         "answers.",
         ("model", "limit", "device"),
+        begins=(("limit", str(PROMPTS_PER_TASK)),),
     ),
     "lab-law": Preset(
         "lab",
