@@ -282,8 +282,8 @@ PRESETS: dict[str, Preset] = {
         "lab",
         "Prompt order",
         "Does it matter whether the passage stands before the question or after it, and does looking "
-        "ahead help? Both orders: causal, bidirectional, sink=1, layers=A- as prompts alone predict it, and the "
-        "prompt given twice, which any gain has to beat or match.",
+        "ahead help? Both orders: causal, bidirectional, sink=1, layers=A- as prompts alone predict "
+        "it, and the prompt given twice, which any gain has to beat or match.",
         ("model", "limit", "device"),
         (("preset", "order"),),
         begins=(("tasks", ",".join(ORDER_PRESET_TASKS)), _LIMIT),

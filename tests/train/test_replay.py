@@ -72,6 +72,11 @@ def test_a_filled_batch_says_nothing_new() -> None:
     filled = fill(batch, rows=7, terms=100)
     n, terms = len(batch.ids), len(batch.target)
     assert (len(filled.ids) % 7, len(filled.target) % 100) == (0, 0)
+    few = (terms - 1) // 8  # of which there are more than eight times as many: four times as coarse
+    coarse = 4 * few
+    assert (
+        len(fill(batch, terms=few).target) == coarse * -(-terms // coarse) != few * -(-terms // few)
+    )
     assert len(filled.ids) > n
     for name in ("item", "position", "n_prefix", "exit"):
         assert torch.equal(getattr(filled.layout, name)[:n], getattr(batch.layout, name))
