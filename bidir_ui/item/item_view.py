@@ -192,7 +192,7 @@ def heat_strip(rows: Sequence[tuple[str, float, float]], scale: float) -> Html:
 
 def heat_scale(scale: float) -> Html:
     low, high = fmt.number(-scale, 1), fmt.signed(scale, 1)
-    return div("b-scale", f"{low} nats, less likely", span("ramp"), f"{high} nats, more likely")
+    return div("b-scale", f"less likely, {low}", span("ramp"), f"{high} nats, more likely")
 
 
 def mask_picture(record: Record, regime: str, choice: int) -> Html | None:
@@ -324,7 +324,10 @@ def bar(page: Any, item_id: str, near: Neighbours, chosen: FlipFilter) -> None:
             else f"Not among the {fmt.count(near.total)} {among}"
         )
         widgets.note(where)
-    with moves, st.container(horizontal=True, horizontal_alignment="right", gap="xsmall"):
+    with (
+        moves,
+        st.container(horizontal=True, horizontal_alignment="right", gap="xsmall", key="item-moves"),
+    ):
         for label, key, target, icon in (
             ("Item", "k", near.previous, "chevron_left"),
             ("Item", "j", near.next, "chevron_right"),

@@ -69,7 +69,7 @@ def test_one_regime(root):
 def test_too_long_shows_the_rest_and_says_why(root):
     run = make_attend(root, matrices=False, n_total=60, n_prefix=50)
     app, text = look(run, part="head")
-    assert "Without the weights of single heads" in text
+    assert "No attention weights of single heads" in text
     assert "only shares and drift are stored" in text
     assert "a sink that moved" in text  # the first part there is
     assert len(app.get("plotly_chart")) == 3
