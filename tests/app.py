@@ -18,7 +18,7 @@ STAGE2 = "stage2_prefill_bidir_eval"
 
 def open_page(page: str = "", **query: str) -> AppTest:
     """The app at a page (the Overview by default), run once and without a traceback."""
-    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=30)
+    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
     if page:
         app.switch_page(page)
     for name, value in query.items():

@@ -39,7 +39,7 @@ def killed_after(n: int, runs: Path, place: str, *words: str) -> list[dict]:
     environment = {**os.environ, "BIDIR_RUNS_DIR": str(runs)}
     process = subprocess.Popen(line, env=environment, stderr=subprocess.DEVNULL)
     records: list[dict] = []
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(records) < n and time.monotonic() < deadline:
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.02)

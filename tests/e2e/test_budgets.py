@@ -80,7 +80,7 @@ def test_page_opens_in_time(page, server, runs, sweep, tab):
 
 def test_filtering_ten_thousand_items(server, runs, tab):
     tab.page.goto(server.url("flips", a=runs["large1"].id, b=runs["large2"].id))
-    tab.page.get_by_text("of 10,000 paired items").wait_for(timeout=30_000)
+    tab.page.get_by_text("of 10,000 paired items").wait_for()
     tab.page.wait_for_selector(IDLE)
 
     def measure(number: int) -> float:

@@ -47,13 +47,13 @@ def words(tiny: Path, items: Path, *more: str) -> list[str]:
     return ["eval", "--model", str(tiny), "--tasks", str(items), "--device", "cpu", *more]
 
 
-def wait(job: Job, *states: str, seconds: float = 60) -> Job:
+def wait(job: Job, *states: str) -> Job:
     def reached() -> Job | None:
         seen = jobs.find_job(job.id)
         assert seen.state in states or seen.is_active, (seen.state, seen.error, jobs.log_tail(seen))
         return seen if seen.state in states else None
 
-    return until(reached, seconds, lambda: jobs.log_tail(job))
+    return until(reached, explain=lambda: jobs.log_tail(job))
 
 
 def scored(job: Job, least: int = 1) -> Run:
@@ -187,8 +187,8 @@ def test_a_hard_stop_follows_the_grace(quiet, monkeypatch):
     jobs.cancel(job.id, grace_seconds=0.5)  # also: a worker is started to do it
     time.sleep(0.2)
     assert stubborn.poll() is None
-    wait(job, "cancelled", seconds=10)
-    assert stubborn.wait(5) == -signal.SIGKILL
+    wait(job, "cancelled")
+    assert stubborn.wait(300) == -signal.SIGKILL
 
 
 def test_what_became_of_a_job_nobody_watched(quiet):

@@ -123,7 +123,7 @@ def test_two_processes_make_the_same_experiment(config, settings, runs_dir, tmp_
     alone = replace(config, runs_dir=str(tmp_path / "alone"))
     run_pipeline(alone)
     started = launch(2, *words(settings | {"device": AUTO}))
-    out, err = started.communicate(timeout=240)
+    out, err = started.communicate(timeout=600)
     assert started.returncode == 0, err[-3000:]
     assert out.split() == [str(pipeline.report_path(config))]
     assert err.count("stage 4 of 9") == 1

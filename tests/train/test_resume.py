@@ -91,7 +91,7 @@ def killed_main(settings: FinetuneConfig) -> tuple[Path, int, int, str]:
     launch's exit code and its errors."""
     line = command_line("finetune", settings).split()[3:]
     started = launch(2, *line, OBJECTIVES["3B"].flag)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (curves := list(Path(settings.runs_dir).glob("*/*/curve.jsonl"))):
         assert time.monotonic() < deadline
         assert started.poll() is None, started.communicate()[1][-3000:]
@@ -99,7 +99,7 @@ def killed_main(settings: FinetuneConfig) -> tuple[Path, int, int, str]:
     (path,) = (curve.parent for curve in curves)
     main = Run(path).status["pid"]
     os.kill(main, signal.SIGKILL)
-    _, err = started.communicate(timeout=120)
+    _, err = started.communicate(timeout=300)
     return path, main, started.returncode, err
 
 

@@ -89,7 +89,7 @@ def runs(tmp_path_factory):
     environment = {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     (root / "two").mkdir()
     done = subprocess.run(
-        launch, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
+        launch, env={**os.environ, **environment}, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]
     held = [line.rsplit(" ", 1) for line in done.stdout.splitlines() if line.startswith("held")]
