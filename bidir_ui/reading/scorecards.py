@@ -41,7 +41,8 @@ class _Finished(list[RunInfo]):
 @st.cache_resource(
     max_entries=4,
     show_spinner=False,
-    hash_funcs={_Finished: lambda runs: [(run.path, run.modified) for run in runs]},
+    # One text: of a list Streamlit hashes each part alone.
+    hash_funcs={_Finished: lambda runs: str([(run.path, run.modified) for run in runs])},
 )
 def _rows(runs: _Finished, limit: int | None) -> list[Row]:
     scored = scorecard(map(data.run_of, runs), limit=limit)
