@@ -1,5 +1,6 @@
 """What the app reads of run folders, and when it reads it again."""
 
+import gc
 import json
 import os
 from types import SimpleNamespace
@@ -84,8 +85,11 @@ def test_what_changed_is_read_again_and_nothing_else(opened, tmp_path, monkeypat
 
 def test_what_a_server_reads_ahead_is_not_scored_again_for_its_first_reader(tmp_path, monkeypatch):
     monkeypatch.setattr(layout, "COMMITTED_RUNS", tmp_path)
+    frozen = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(True))
     a, b = pair(tmp_path)
     scorecards.look_ahead()
+    assert frozen == [True], "no script's end looks through what stays"
     monkeypatch.setattr(scorecards, "scorecard", None)
     runs = data.list_infos()
     assert [row.hurt.runs for row in scorecards.rows(runs)] == [(a.id, b.id)]
