@@ -72,9 +72,9 @@ def killed_at(step: int, settings: FinetuneConfig, monkeypatch) -> Path:
     ],
     ids=["3B", "distil", "lora with dropout", "micro-batches"],
 )
-def test_resumed_is_bit_equal(changes, tiny_folder, jsonl, tmp_path, monkeypatch):
+def test_resumed_is_bit_equal(changes, tiny_folder, jsonl, whole, tmp_path, monkeypatch):
     settings = config(tiny_folder, jsonl, tmp_path, **changes)
-    whole = run_finetune(settings)
+    whole = run_finetune(settings) if changes else whole
     kill_step = int(np.random.default_rng().integers(5, 14))
     killed = killed_at(kill_step, settings, monkeypatch)
     assert checkpoints.newest(killed)[0] == (kill_step // 4) * 4
@@ -99,9 +99,10 @@ def test_when_the_main_process_of_two_dies_the_other_names_it(tiny_folder, jsonl
     assert Run(curve.parent).state == "lost"
 
 
-def test_sigterm_leaves_a_checkpoint_and_says_cancelled(tiny_folder, jsonl, tmp_path, monkeypatch):
+def test_sigterm_leaves_a_checkpoint_and_says_cancelled(
+    tiny_folder, jsonl, whole, tmp_path, monkeypatch
+):
     settings = config(tiny_folder, jsonl, tmp_path, checkpoint_every=0)
-    whole = run_finetune(settings)
     train_step = Trainer.train_step
 
     def signalled(self, made):
@@ -122,9 +123,10 @@ def test_sigterm_leaves_a_checkpoint_and_says_cancelled(tiny_folder, jsonl, tmp_
     assert weights(folder) == weights(whole)
 
 
-def test_a_full_disk_is_said_and_the_run_goes_on_later(tiny_folder, jsonl, tmp_path, monkeypatch):
+def test_a_full_disk_is_said_and_the_run_goes_on_later(
+    tiny_folder, jsonl, whole, tmp_path, monkeypatch
+):
     settings = config(tiny_folder, jsonl, tmp_path)
-    whole = run_finetune(settings)
     folder = tmp_path / "runs" / whole.parent.name / "full"
     save_file = checkpoints.save_file
 
@@ -205,9 +207,8 @@ def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path, monkeypatch):
     assert checkpoints.load_newest(tmp_path).step == 1
 
 
-def test_nothing_to_resume_from_starts_over(tiny_folder, jsonl, tmp_path, monkeypatch):
+def test_nothing_to_resume_from_starts_over(tiny_folder, jsonl, whole, tmp_path, monkeypatch):
     settings = config(tiny_folder, jsonl, tmp_path, checkpoint_every=0)
-    whole = run_finetune(settings)
     folder = killed_at(9, settings, monkeypatch)
     resume_finetune(folder, {})
     assert weights(folder) == weights(whole)
@@ -224,10 +225,9 @@ def test_a_loss_that_blows_up_is_said_and_not_saved(tiny_folder, jsonl, tmp_path
 
 
 def test_a_relative_model_and_data_are_found_from_another_folder(
-    tiny_folder, jsonl, tmp_path, monkeypatch
+    tiny_folder, jsonl, whole, tmp_path, monkeypatch
 ):
     settings = config(tiny_folder, jsonl, tmp_path)
-    whole = run_finetune(settings)
     monkeypatch.chdir(tiny_folder.parent)
     data = os.path.relpath(jsonl)
     relative = config(tiny_folder.name, data, tmp_path)
