@@ -283,9 +283,10 @@ GLOSSARY = (
         "3B, trained with the prompt looking ahead, and 3C, which differs in its causal mask alone.",
     ),
     (
-        "first token, lost sink",
+        "first token, lost first token",
         "Two explanations that controls can refute: that the damage comes from the first token "
-        "looking ahead, and that it is the loss of the first token as attention sink.",
+        "looking ahead, and that it is the loss of that token. (Hidden, it leaves the role of the attention "
+        "sink to another.)",
     ),
     (
         "sweep, point, dial",
