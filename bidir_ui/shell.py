@@ -281,9 +281,10 @@ GLOSSARY = (
         "3B, trained with the prompt looking ahead, and 3C, trained alike but with the causal mask.",
     ),
     (
-        "first token, lost sink",
+        "first token, lost first token",
         "Two explanations that controls can refute: that the damage comes from the first token "
-        "looking ahead, and that it comes from losing the first token as attention sink.",
+        "looking ahead, and that it comes from losing that token. (Hidden, it leaves the role of attention "
+        "sink to another.)",
     ),
     (
         "sweep, point, dial",

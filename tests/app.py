@@ -1,10 +1,12 @@
 """The app without a browser: open a page, read its text, make a pair of runs to show."""
 
+import functools
 import re
 import time
 from dataclasses import replace
 from pathlib import Path
 
+from streamlit.components.v2 import manifest_scanner as scanner
 from streamlit.testing.v1 import AppTest
 
 from bidir_core import jobs
@@ -15,10 +17,13 @@ from tests.factory import make_run
 ROOT = Path(__file__).resolve().parent.parent
 STAGE2 = "stage2_prefill_bidir_eval"
 
+# Looking through the installed packages takes longer than a page does: once is enough.
+scanner.scan_component_manifests = functools.cache(scanner.scan_component_manifests)
+
 
 def open_page(page: str = "", **query: str) -> AppTest:
     """The app at a page (the Overview by default), run once and without a traceback."""
-    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=30)
+    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
     if page:
         app.switch_page(page)
     for name, value in query.items():

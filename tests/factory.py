@@ -311,7 +311,7 @@ def tear(run: Run) -> None:
     table.write_bytes(table.read_bytes()[:100] + b"x" * 200 + b"PAR1")
 
 
-def until(check: Callable[[], Any], seconds: float = 60, explain: Callable = str) -> Any:
+def until(check: Callable[[], Any], seconds: float = 300, explain: Callable = str) -> Any:
     """What ``check`` gives, once that is something; AssertionError if it does not come."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -1,20 +1,17 @@
 """Every command killed at random moments and gone on with: nothing is lost and nothing left over,
 and the results are those of a run that nobody killed.
 
-A kill is SIGKILL to a process forked from one that only loaded the libraries: this one may hold
-locks and threads, which a fork would not survive. What goes on is killed too, now and then. More of
-them, and how many there were:
+A kill is SIGKILL. What goes on is killed too, now and then. More of them, and how many there were:
 
     BIDIR_KILLS=200 python -m pytest -p no:xdist -s tests/test_kills.py
 """
 
 import json
-import multiprocessing
 import os
-import sys
 import time
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,6 +20,7 @@ import pytest
 
 from bidir_core.cli import main
 from bidir_core.runs.find import delete_run, list_runs
+from tests import launching
 from tests.factory import training_file
 
 RESUMED = ("eval", "lab", "attend", "finetune")  # the others go on with the same line
@@ -32,26 +30,9 @@ KILLS = int(os.environ.get("BIDIR_KILLS", len(COMMANDS)))  # over all commands
 APART = ("cost", "checksums", "seconds", "seconds_per_item", "tokens_per_second")
 
 
-def in_a_child(words: list[str], folder: Path) -> None:
-    os.environ["BIDIR_RUNS_DIR"] = str(folder / "runs")
-    output = os.open(folder / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-    sys.exit(main(words))
-
-
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    ["tests.conftest", "bidir_core.evaluate.evaluate", "bidir_core.train.finetune", __name__]
-)
-
-
 def start(words: list[str], folder: Path) -> Any:
-    folder.mkdir(exist_ok=True)
-    process = SERVER.Process(target=in_a_child, args=(words, folder))
-    process.start()
-    return process
+    runs = str(folder / "runs")
+    return launching.start(partial(main, words), folder / "said.txt", BIDIR_RUNS_DIR=runs)
 
 
 def to_the_end(words: list[str], folder: Path) -> float:

@@ -311,7 +311,7 @@ def _badges(runs: Iterable[Run], sources: Sequence[Source]) -> tuple[Badge, ...]
         judged = macro_judgement(*lost)
         detail = f"Looking ahead minus only hiding the first token: {in_points(judged)}."
         outcome = "refutes" if judged.verdict == "worse" else "undecided"
-        badges.append(Badge("lost sink", "First token hidden (hide=0)", outcome, detail))
+        badges.append(Badge("lost first token", "First token hidden (hide=0)", outcome, detail))
     return tuple(badges)
 
 

@@ -220,7 +220,7 @@ def _seconds(
 
 DETAILS = {
     "Reading": "95 % intervals, paired item by item. ▲ better, ▼ worse, ○ undecided.",
-    "Why?": "How many first layers must stay causal was chosen on half of the items and judged on the other half. The controls below could have refuted that the first token is the cause, or that the lost attention sink is: ✓ supports, ✕ refutes, ○ leaves open.",
+    "Why?": "How many first layers must stay causal was chosen on half of the items and judged on the other half. The controls below could have refuted that the first token looking ahead is the cause, or that losing it is: ✓ supports, ✕ refutes, ○ leaves open.",
     "Repair?": "The repair fine-tune (3B) trains with the prompt looking ahead; its control (3C) has the same data, steps and seed, but the causal mask. The number is the interaction: how much more 3B leads 3C when looking ahead than under causal. It is on all items; the README's is on half.",
     "Helps anywhere?": "Tasks whose passage comes after the question: looking ahead minus causal, Holm-corrected over all tries. To count, it must also beat always giving one answer; the control is causal with the prompt given twice.",
 }

@@ -326,7 +326,7 @@ def by_id(runs: tuple[RunInfo, ...], run_id: str) -> RunInfo | None:
 
 
 # A cached function of a run is asked again when its folder has changed.
-BY_CHANGE: dict[Any, Any] = {RunInfo: lambda run: (run.path, run.modified)}
+BY_CHANGE: dict[Any, Any] = {RunInfo: lambda run: f"{run.path} {run.modified}"}
 
 
 @st.cache_data(max_entries=512, show_spinner=False, hash_funcs=BY_CHANGE)

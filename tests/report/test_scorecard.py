@@ -80,7 +80,7 @@ def test_controls_are_badges_that_support_or_refute(root) -> None:
         make_run(root, STAGE2, n_items=800, texts=False, regime=regime, accuracy=rate)
     (row,) = rows(root)
     (badge,) = row.why.badges
-    assert (badge.claim, badge.outcome) == ("lost sink", "refutes")
+    assert (badge.claim, badge.outcome) == ("lost first token", "refutes")
     assert "points (95 % CI" in badge.detail
     assert row.why.words == "First token causal helps"
 

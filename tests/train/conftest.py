@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bidir_core.models.families import tiny_tokenizer
+from bidir_core.train.finetune import run_finetune
 from bidir_core.train.mixtures import Sample
 from bidir_core.train.packing import EncodedSamples, encode_samples
 from tests.factory import write_lines
@@ -28,6 +29,15 @@ def encoded_samples(n: int = 24, seed: int = 0) -> EncodedSamples:
 @pytest.fixture
 def jsonl(tmp_path: Path) -> Path:
     return write_samples(tmp_path / "samples.jsonl")
+
+
+@pytest.fixture(scope="session")
+def whole(tiny_folder, tmp_path_factory) -> Path:
+    """The run of the tests' usual settings, which nothing stopped."""
+    from tests.train.test_resume import config
+
+    root = tmp_path_factory.mktemp("whole")
+    return run_finetune(config(tiny_folder, write_samples(root / "samples.jsonl"), root))
 
 
 def write_samples(path: Path) -> Path:

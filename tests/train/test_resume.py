@@ -3,7 +3,7 @@
 import errno
 import os
 import signal
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from bidir_core.cli import main
 from bidir_core.common.errors import UserError
 from bidir_core.common.settings import command_line
 from bidir_core.runs.curve import read_curve
@@ -19,9 +20,8 @@ from bidir_core.train import checkpoints
 from bidir_core.train.config import OBJECTIVES, FinetuneConfig
 from bidir_core.train.finetune import resume_finetune, run_finetune
 from bidir_core.train.loop import Stopped, Trainer
-from tests.launching import launch
-
-ROOT = Path(__file__).parents[2]
+from tests.factory import until
+from tests.launching import start_several
 
 
 def config(tiny_folder, jsonl, tmp_path, **changes) -> FinetuneConfig:
@@ -72,9 +72,9 @@ def killed_at(step: int, settings: FinetuneConfig, monkeypatch) -> Path:
     ],
     ids=["3B", "distil", "lora with dropout", "micro-batches"],
 )
-def test_resumed_is_bit_equal(changes, tiny_folder, jsonl, tmp_path, monkeypatch):
+def test_resumed_is_bit_equal(changes, tiny_folder, jsonl, whole, tmp_path, monkeypatch):
     settings = config(tiny_folder, jsonl, tmp_path, **changes)
-    whole = run_finetune(settings)
+    whole = run_finetune(settings) if changes else whole
     kill_step = int(np.random.default_rng().integers(5, 14))
     killed = killed_at(kill_step, settings, monkeypatch)
     assert checkpoints.newest(killed)[0] == (kill_step // 4) * 4
@@ -86,37 +86,23 @@ def test_resumed_is_bit_equal(changes, tiny_folder, jsonl, tmp_path, monkeypatch
     assert not (killed / "checkpoints").exists()
 
 
-def killed_main(settings: FinetuneConfig) -> tuple[Path, int, int, str]:
-    """Two processes whose main one is killed in its first steps: the run, the main process, the
-    launch's exit code and its errors."""
-    line = command_line("finetune", settings).split()[3:]
-    started = launch(2, *line, OBJECTIVES["3B"].flag)
-    deadline = time.monotonic() + 120
-    while not (curves := list(Path(settings.runs_dir).glob("*/*/curve.jsonl"))):
-        assert time.monotonic() < deadline
-        assert started.poll() is None, started.communicate()[1][-3000:]
-        time.sleep(0.05)
-    (path,) = (curve.parent for curve in curves)
-    main = Run(path).status["pid"]
-    os.kill(main, signal.SIGKILL)
-    _, err = started.communicate(timeout=120)
-    return path, main, started.returncode, err
+def test_when_the_main_process_of_two_dies_the_other_names_it(tiny_folder, jsonl, tmp_path):
+    settings = config(tiny_folder, jsonl, tmp_path, steps=100_000, log_every=1)
+    words = [*command_line("finetune", settings).split()[3:], OBJECTIVES["3B"].flag]
+    first, other = start_several(2, partial(main, words), tmp_path, "--multi_gpu")
+    (curve,) = until(lambda: list(tmp_path.glob("runs/*/*/curve.jsonl")))
+    first.kill()
+    other.join(300)
+    said = (tmp_path / "said1.txt").read_text()
+    assert other.exitcode == 1, said
+    assert f"error: process 0 of 2 (pid {first.pid} on " in said
+    assert Run(curve.parent).state == "lost"
 
 
-def test_when_the_main_process_of_several_dies_the_others_name_it(tiny_folder, jsonl, tmp_path):
-    for attempt in range(3):  # the launcher may end the others before they have noticed
-        settings = config(tiny_folder, jsonl, tmp_path / str(attempt), steps=100_000, log_every=1)
-        path, main, code, err = killed_main(settings)
-        assert code != 0
-        assert Run(path).state == "lost"
-        if named := f"error: process 0 of 2 (pid {main} on " in err:
-            break
-    assert named
-
-
-def test_sigterm_leaves_a_checkpoint_and_says_cancelled(tiny_folder, jsonl, tmp_path, monkeypatch):
+def test_sigterm_leaves_a_checkpoint_and_says_cancelled(
+    tiny_folder, jsonl, whole, tmp_path, monkeypatch
+):
     settings = config(tiny_folder, jsonl, tmp_path, checkpoint_every=0)
-    whole = run_finetune(settings)
     train_step = Trainer.train_step
 
     def signalled(self, made):
@@ -137,9 +123,10 @@ def test_sigterm_leaves_a_checkpoint_and_says_cancelled(tiny_folder, jsonl, tmp_
     assert weights(folder) == weights(whole)
 
 
-def test_a_full_disk_is_said_and_the_run_goes_on_later(tiny_folder, jsonl, tmp_path, monkeypatch):
+def test_a_full_disk_is_said_and_the_run_goes_on_later(
+    tiny_folder, jsonl, whole, tmp_path, monkeypatch
+):
     settings = config(tiny_folder, jsonl, tmp_path)
-    whole = run_finetune(settings)
     folder = tmp_path / "runs" / whole.parent.name / "full"
     save_file = checkpoints.save_file
 
@@ -220,9 +207,8 @@ def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path, monkeypatch):
     assert checkpoints.load_newest(tmp_path).step == 1
 
 
-def test_nothing_to_resume_from_starts_over(tiny_folder, jsonl, tmp_path, monkeypatch):
+def test_nothing_to_resume_from_starts_over(tiny_folder, jsonl, whole, tmp_path, monkeypatch):
     settings = config(tiny_folder, jsonl, tmp_path, checkpoint_every=0)
-    whole = run_finetune(settings)
     folder = killed_at(9, settings, monkeypatch)
     resume_finetune(folder, {})
     assert weights(folder) == weights(whole)
@@ -239,10 +225,9 @@ def test_a_loss_that_blows_up_is_said_and_not_saved(tiny_folder, jsonl, tmp_path
 
 
 def test_a_relative_model_and_data_are_found_from_another_folder(
-    tiny_folder, jsonl, tmp_path, monkeypatch
+    tiny_folder, jsonl, whole, tmp_path, monkeypatch
 ):
     settings = config(tiny_folder, jsonl, tmp_path)
-    whole = run_finetune(settings)
     monkeypatch.chdir(tiny_folder.parent)
     data = os.path.relpath(jsonl)
     relative = config(tiny_folder.name, data, tmp_path)

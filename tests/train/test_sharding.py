@@ -1,9 +1,8 @@
 """FSDP: a model spread over two processes trains, checkpoints and ends as one process does."""
 
-import json
-import os
-import subprocess
-import sys
+import contextlib
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,13 @@ from bidir_core.runs.run import Run
 from bidir_core.train import checkpoints, student
 from bidir_core.train.config import FinetuneConfig
 from bidir_core.train.finetune import resume_finetune, run_finetune
+from bidir_core.train.loop import Trainer
 from bidir_core.train.packing import IGNORED, Packer
+from tests.launching import start_several
 from tests.tiny_models import save_tiny_model
 from tests.train.conftest import encoded_samples, write_samples
 from tests.train.test_resume import config
 
-ROOT = Path(__file__).parents[2]
 LORA: dict[str, Any] = {"method": "lora", "gradient_checkpointing": True}
 # What is trained, beside the defaults: each in two processes and in one.
 KINDS: dict[str, dict[str, Any]] = {
@@ -31,44 +31,34 @@ KINDS: dict[str, dict[str, Any]] = {
     "lora": LORA | {"batch_samples": 1, "dtype": "bfloat16"},
     "distil": {"objective": "distill", "causal_anchor": 0.5, "steps": 4},
 }
-# Trains each kind; then one more that is stopped after its checkpoint, as by a kill, and resumed.
-SCRIPT = """
-import json, sys
-from pathlib import Path
-from typing import Any
-import torch
-from bidir_core.train import student as sharding
-from bidir_core.train.config import FinetuneConfig
-from bidir_core.train.finetune import resume_finetune, run_finetune
-from bidir_core.train.loop import Trainer
 
-folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
-train = Trainer.train_step
-share = {}
 
-def watched(self, step):
-    weights = list(self.student.model.parameters())
-    share["held"] = sum(sharding.own(p).numel() for p in weights) / sum(p.numel() for p in weights)
-    if self.counters.step == share.get("kill"):
-        raise KeyboardInterrupt
-    train(self, step)
+def train_each(folder: Path, settings: dict[str, dict[str, Any]]) -> None:
+    """In one of two processes: each kind; then one more that is stopped after its checkpoint, as by
+    a kill, and resumed. Prints which share of the weights it held."""
+    train, share = Trainer.train_step, {}
 
-Trainer.train_step = watched
-for name, fields in settings.items():
-    run_finetune(FinetuneConfig(**fields), folder=folder / name)
-    print("held", name, share["held"])
-share["kill"] = 5
-try:
-    run_finetune(FinetuneConfig(**settings["full"]), folder=folder / "killed")
-except KeyboardInterrupt:
+    def watched(self, step):
+        weights = list(self.student.model.parameters())
+        held = sum(student.own(p).numel() for p in weights)
+        share["held"] = held / sum(p.numel() for p in weights)
+        if self.counters.step == share.get("kill"):
+            raise KeyboardInterrupt
+        train(self, step)
+
+    Trainer.train_step = watched
+    for name, fields in settings.items():
+        run_finetune(FinetuneConfig(**fields), folder=folder / name)
+        print("\nheld", name, share["held"])
+    share["kill"] = 5
+    with contextlib.suppress(KeyboardInterrupt):
+        run_finetune(FinetuneConfig(**settings["full"]), folder=folder / "killed")
     del share["kill"]
-torch.distributed.barrier()
-if torch.distributed.get_rank() == 0:
-    import shutil
-    shutil.copytree(folder / "killed", folder / "left")
-torch.distributed.barrier()
-resume_finetune(folder / "killed", {})
-"""
+    torch.distributed.barrier()
+    if torch.distributed.get_rank() == 0:
+        shutil.copytree(folder / "killed", folder / "left")
+    torch.distributed.barrier()
+    resume_finetune(folder / "killed", {})
 
 
 @pytest.fixture(scope="module")
@@ -82,17 +72,14 @@ def runs(tmp_path_factory):
     }
     for name, fields in settings.items():
         run_finetune(FinetuneConfig(**fields), folder=root / "one" / name)
-    (root / "train.py").write_text(SCRIPT)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp"]
-    launch += ["--fsdp_version", "2", "--num_processes", "2", "--main_process_port", "0"]
-    launch += [str(root / "train.py"), str(root / "two"), json.dumps(settings)]
-    environment = {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     (root / "two").mkdir()
-    done = subprocess.run(
-        launch, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    held = [line.rsplit(" ", 1) for line in done.stdout.splitlines() if line.startswith("held")]
+    work = partial(train_each, root / "two", settings)
+    started = start_several(2, work, root, "--use_fsdp", "--fsdp_version", "2")
+    for process in started:
+        process.join(600)
+    said = (root / "said0.txt").read_text()
+    assert [process.exitcode for process in started] == [0, 0], said[-3000:]
+    held = [line.rsplit(" ", 1) for line in said.splitlines() if line.startswith("held")]
     return root, {name.removeprefix("held "): float(share) for name, share in held}
 
 
