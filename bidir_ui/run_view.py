@@ -179,7 +179,7 @@ def _checkpoint(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
         for run, (page, query) in ((run, opens.results(run, runs)) for run in evals)
     ]
     if rows:
-        head = ("Regime", "Taken", "Items", "Macro acc", "± points", "")
+        head = ("Regime", "Extent", "Items", "Macro acc", "± points", "")
         name = f"evaluations_{info.id}"
         html.show(widgets.table(head, rows, name=name, left=(1, 5)))
     final = Path(info.path) / "final"

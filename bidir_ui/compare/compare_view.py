@@ -278,8 +278,9 @@ def show(runs: Iterable[RunInfo], model: str) -> None:
         recovery_panels(table)
         return
     widgets.not_run(
-        "A fine-tune records quick evaluations under both regimes as it goes.",
-        "python -m bidir_core finetune --prompt-bidir-response-causal-train",
+        "No fine-tune of this model recorded quick evaluations on its way. This one does:",
+        f"python -m bidir_core finetune --model {model} --prompt-bidir-response-causal-train "
+        "--eval-every 50",
     )
 
 
