@@ -11,7 +11,7 @@ page = shell.start("masks")
 
 with shell.guard():
     item_id = url.get("item")
-    title, switch, source = st.columns([3, 4, 5], vertical_alignment="bottom")
+    title, switch, source = st.columns([3, 4, 5], vertical_alignment="center")
     with title:
         st.title("Masks", anchor=False)
     with switch:

@@ -192,7 +192,7 @@ def heat_strip(rows: Sequence[tuple[str, float, float]], scale: float) -> Html:
 
 def heat_scale(scale: float) -> Html:
     low, high = fmt.number(-scale, 1), fmt.signed(scale, 1)
-    return div("b-scale", f"less likely, {low}", span("ramp"), f"{high} nats, more likely")
+    return div("b-scale", f"{low} nats, less likely", span("ramp"), f"{high} nats, more likely")
 
 
 def mask_picture(record: Record, regime: str, choice: int) -> Html | None:

@@ -143,10 +143,10 @@ export default function (component) {
       if (name === 'strength') input.setAttribute('aria-valuetext', 'lambda ' + strengths[number]);
     }
     drawMask(mask, item, now, now.layers === item.n_layers ? 0 : now.strength / last);
-    mask.setAttribute('aria-label', `Who sees whom: look-ahead at lambda ${strengths[now.strength]}`
-      + (now.sink ? ', not by the first token' : ''));
+    mask.title = `Who sees whom: look-ahead at lambda ${strengths[now.strength]}`
+      + (now.sink ? ', not by the first token' : '');
     [...stack.children].forEach((layer, i) => layer.classList.toggle('ahead', i >= now.layers && now.strength > 0));
-    stack.setAttribute('aria-label', `Layers that look ahead: ${item.n_layers - now.layers} of ${item.n_layers}`);
+    stack.title = `Layers that look ahead: ${item.n_layers - now.layers} of ${item.n_layers}`;
   }
 
   function remember() {
