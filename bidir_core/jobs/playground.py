@@ -88,7 +88,8 @@ class ModelWorker:
                     text=True,
                     encoding="utf-8",
                     bufsize=1,
-                    env=child_environment(),
+                    # On a busy machine, threads that spin while they wait hold up those they wait for.
+                    env=child_environment(OMP_WAIT_POLICY="PASSIVE"),
                 )
             except OSError as error:
                 raise UserError(f"the model's process could not be started: {error}") from error
