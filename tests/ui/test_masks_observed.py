@@ -37,7 +37,7 @@ def test_two_regimes(root):
     ("part", "n_charts", "expected"),
     [
         ("landing", 3, "a sink that moved"),
-        ("drift", 4, "1 is the same direction in both"),
+        ("drift", 4, "1: the same direction in both"),
         ("nonsense", 4, "Click a cell to read it"),
     ],
 )
@@ -209,6 +209,6 @@ def test_damage_is_told_in_words(root, harm, expected):
 def test_requested_shows_the_observed_text(root):
     run = make_attend(root, ["causal", "bidirectional:sink=2"], pieces=[" <b>x</b>"] * 12)
     app, text = look(run, show="requested")
-    assert "8 prefix + 4 continuation" in text
+    assert "8 prefix and 4 continuation" in text
     assert "bidirectional:sink=2" in text
     assert app.get("plotly_chart")
