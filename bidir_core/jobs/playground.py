@@ -88,8 +88,7 @@ class ModelWorker:
                     text=True,
                     encoding="utf-8",
                     bufsize=1,
-                    # On a busy machine, threads that spin while they wait hold up those they wait for.
-                    env=child_environment(OMP_WAIT_POLICY="PASSIVE"),
+                    env=child_environment(),
                 )
             except OSError as error:
                 raise UserError(f"the model's process could not be started: {error}") from error
