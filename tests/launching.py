@@ -1,22 +1,17 @@
-"""Several processes of one command, as ``accelerate launch`` starts them, and processes to kill."""
+"""Several processes of one command, as ``accelerate launch`` starts them, or each by itself."""
 
 import multiprocessing
 import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
-
-from bidir_core.cli import main
-from bidir_core.runs.records import read_jsonl
 
 # What several processes run on here, not told of a device: a Mac's GPU is one, and not shared.
 AUTO = "cpu" if torch.backends.mps.is_available() else "auto"
@@ -72,37 +67,3 @@ def launch(n: int, *command: str, **environment: str) -> subprocess.Popen[str]:
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment}
     pipe = subprocess.PIPE
     return subprocess.Popen(line, env=env, stdout=pipe, stderr=pipe, text=True)
-
-
-def killed_after(n: int, runs: Path, place: str, *words: str) -> list[dict]:
-    """SIGKILL this command once the run at ``place``, a glob, holds ``n`` records; returns them.
-
-    It scores an item a batch, and after two more there it waits for the kill, however late that comes.
-    """
-    work = partial(slowly, n + 2, place, [*words, "--batch-tokens", "1"])
-    process = start(work, runs.parent / "said.txt", BIDIR_RUNS_DIR=str(runs))
-    records: list[dict] = []
-    deadline = time.monotonic() + 300
-    while len(records) < n and time.monotonic() < deadline:
-        assert process.is_alive(), "it ended before it could be killed"
-        time.sleep(0.02)
-        for path in runs.glob(f"{place}/items.jsonl"):
-            records = read_jsonl(path)[0]
-    process.kill()
-    process.join()
-    assert len(records) >= n
-    return read_jsonl(path)[0]
-
-
-def slowly(most: int, place: str, words: list[str]) -> int:
-    from bidir_core.runs.writer import RunWriter
-
-    write, seen = RunWriter.append, []
-
-    def append(self, records):
-        write(self, records)
-        seen.extend([1] * self.path.match(place))
-        time.sleep(600 if len(seen) == most else 0)
-
-    RunWriter.append = append  # type: ignore[method-assign]
-    return main(words)

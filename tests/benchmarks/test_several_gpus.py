@@ -57,8 +57,8 @@ def test_rows_come_from_the_runs_and_a_failure_is_one_of_them(line, monkeypatch,
 
 
 def test_a_command_that_fails_says_so() -> None:
-    refused = several_gpus.run_command(["eval", "--model", "m", "--limit", "0"], on_gpu=False)
-    assert "exit code 2: error: " in (refused.trouble or "")
+    refused = several_gpus.run_command(["eval"], on_gpu=False)
+    assert "exit code 2: error: --model is missing" in (refused.trouble or "")
 
 
 def test_one_process_gets_one_of_the_gpus_that_there_are(monkeypatch) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
 import statistics
 import subprocess
-import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -21,9 +20,10 @@ from bidir_core.runs.writer import RunWriter
 from tests.app import fake_job
 from tests.e2e.driving import go, idle
 from tests.e2e.server import IDLE, serve
-from tests.factory import until
+from tests.factory import until, write_lines
 
-N_ITEMS = 240  # some seconds of work: see Brake
+N_ITEMS = 1000
+PRETENDED = Path(__file__).parents[1] / "pretended"
 
 
 @pytest.fixture
@@ -42,76 +42,17 @@ def place(tmp_path, monkeypatch):
 @pytest.fixture
 def form(tmp_path, tiny_folder):
     """The Launch page's form, filled in: a tiny model, and a task of many items for it."""
-    line = {"contexts": ["Which comes next? " * 20], "continuations": [" one", " two"], "gold": 0}
-    task = tmp_path / "mine.jsonl"
-    task.write_text(
-        "".join(
-            json.dumps(line | {"contexts": [f"{i}: " + line["contexts"][0]]}) + "\n"
-            for i in range(N_ITEMS)
-        )
-    )
+    line = {"continuations": [" one", " two"], "gold": 0}
+    lines = (line | {"contexts": [f"{i}: which comes next?"]} for i in range(N_ITEMS))
+    task = write_lines(tmp_path / "mine.jsonl", lines)
     return {
         "stage": "stage2",
         "f.model": str(tiny_folder),
-        "f.tasks": str(task),
+        "f.tasks": task,
         "f.device": "cpu",
         "f.batch_tokens": "1000",
         "f.limit": str(N_ITEMS),  # on a CPU the form begins with fewer
     }
-
-
-class Brake:
-    """Holds the running job still but for short moments, until it is let go.
-
-    A run that is stopped and resumed must last as long as the browser looks at it, which takes
-    longer the busier the machine is. So it is made to wait instead of given more to compute.
-    """
-
-    def __init__(self) -> None:
-        self._off = threading.Event()
-        self._moving = threading.Event()
-        self._thread = threading.Thread(target=self._hold, daemon=True)
-
-    def __enter__(self) -> Brake:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.off()
-
-    def move_on(self) -> None:
-        """Let the job work until it has reported something new."""
-        (job,) = jobs.list_jobs()
-        before = Run(job.run_path).status["done"]
-        self._moving.set()
-        try:
-            until(lambda: Run(job.run_path).status["done"] > before)
-        finally:
-            self._moving.clear()
-
-    def off(self) -> None:
-        self._off.set()
-        self._thread.join()
-
-    def _hold(self) -> None:
-        """Once the first items are there: a moment of work now and then while it moves on."""
-        while not self._off.wait(0.02):
-            job = next(iter(jobs.list_jobs()), None)
-            path = job.run_path if job else None
-            items = path / "items.jsonl" if path else None
-            if items is None or not items.exists() or not items.stat().st_size:
-                continue
-            self._signal(job, signal.SIGSTOP)
-            while not self._off.wait(0.2):
-                if self._moving.is_set() or Run(path).status["done"] == 0:
-                    self._signal(job, signal.SIGCONT)
-                    time.sleep(0.05)
-                    self._signal(job, signal.SIGSTOP)
-            self._signal(job, signal.SIGCONT)
-
-    def _signal(self, job: jobs.Job, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(job.process["pid"], number)
 
 
 def shown(page) -> int:
@@ -124,51 +65,52 @@ def shown(page) -> int:
 def test_one_job_of_two_tabs_survives_reload_and_server_and_is_cancelled_and_resumed(
     place, form, nursery, tab, browser
 ):
+    """Its process is a real one, which pretends to score: as slowly as there is something to see."""
     root, query = place, form
+    slowly = root.parent / "slowly"
+    slowly.touch()
+    pretended = {"PYTHONPATH": str(PRETENDED), "PRETENDED_SLOWLY": str(slowly)}
     page, other = tab.page, browser.new_context().new_page()
-    with Brake() as brake:
-        with serve(root, nursery) as server:
-            for one in (page, other):  # both are drawn before either starts
-                one.goto(server.url("launch", **query))
-                one.wait_for_selector(IDLE)
-                assert "--regime bidirectional" in one.locator("code").first.inner_text()
-                one.get_by_role("button", name="Start …").click()
-                one.get_by_role("dialog").get_by_role("button", name="Start").wait_for()
-            page.get_by_role("dialog").get_by_role("button", name="Start").dblclick()
-            other.get_by_role("dialog").get_by_role("button", name="Start").click()
-            other.get_by_text("It is among the jobs below").wait_for()
-            other.context.close()
-            until(lambda: shown(page) > 0)
-            (job,) = jobs.list_jobs()  # neither a double click nor another tab made a second one
-            assert job.estimate["n_items"] == N_ITEMS
-            page.reload()
-            before = shown(page)
-            brake.move_on()
-            until(lambda: shown(page) > before >= 0)
-            before = shown(page)
-            server.process.send_signal(signal.SIGKILL)
-            server.process.wait()
-        assert jobs.find_job(job.id).state == "running"
-        brake.move_on()  # while no server lives
+    with serve(root, nursery, **pretended) as server:
+        for one in (page, other):  # both are drawn before either starts
+            one.goto(server.url("launch", **query))
+            one.wait_for_selector(IDLE)
+            assert "--regime bidirectional" in one.locator("code").first.inner_text()
+            one.get_by_role("button", name="Start …").click()
+            one.get_by_role("dialog").get_by_role("button", name="Start").wait_for()
+        page.get_by_role("dialog").get_by_role("button", name="Start").dblclick()
+        other.get_by_role("dialog").get_by_role("button", name="Start").click()
+        other.get_by_text("It is among the jobs below").wait_for()
+        other.context.close()
+        until(lambda: shown(page) > 0)
+        (job,) = jobs.list_jobs()  # neither a double click nor another tab made a second one
+        assert job.estimate["n_items"] == N_ITEMS
+        page.reload()
+        before = shown(page)
+        until(lambda: shown(page) > before >= 0)
+        before = shown(page)
+        server.process.send_signal(signal.SIGKILL)
+        server.process.wait()
+    assert jobs.find_job(job.id).state == "running"
+    until(lambda: Run(job.run_path).status["done"] > before)  # while no server lives
 
-        with serve(root, nursery) as server:
-            page.goto(server.url("launch", **query))
-            page.wait_for_selector(IDLE)
-            until(lambda: shown(page) > before)
-            assert jobs.find_job(job.id).state == "running"
-            page.get_by_role("button", name="Cancel", exact=True).click()
-            page.get_by_text(re.compile("cancelling|cancelled")).first.wait_for()
-            brake.off()
-            page.get_by_role("button", name="Resume").wait_for()
-            recorded = len(Run(job.run_path).items(["doc_id"]))
-            assert before <= recorded < N_ITEMS
-            page.get_by_role("button", name="Resume").click()
-            until(lambda: jobs.find_job(job.id).state == "done")
-            page.get_by_text("● done").wait_for()
-            page.get_by_role("link", name="Open results").wait_for()
+    with serve(root, nursery, **pretended) as server:
+        page.goto(server.url("launch", **query))
+        page.wait_for_selector(IDLE)
+        until(lambda: shown(page) > before)
+        assert jobs.find_job(job.id).state == "running"
+        page.get_by_role("button", name="Cancel", exact=True).click()
+        page.get_by_text(re.compile("cancelling|cancelled")).first.wait_for()
+        page.get_by_role("button", name="Resume").wait_for()
+        recorded = len(Run(job.run_path).items(["doc_id"]))
+        assert before <= recorded < N_ITEMS
+        slowly.unlink()
+        page.get_by_role("button", name="Resume").click()
+        until(lambda: jobs.find_job(job.id).state == "done")
+        page.get_by_text("● done").wait_for()
+        page.get_by_role("link", name="Open results").wait_for()
     (job,) = jobs.list_jobs()
-    run = Run(job.run_path)
-    items = run.items(["task", "doc_id"])
+    items = Run(job.run_path).items(["task", "doc_id"])
     assert job.attempt == 2
     assert len(items) == N_ITEMS
     assert not items.duplicated().any()

@@ -21,7 +21,6 @@ from bidir_core.regimes import parse_regime
 from bidir_core.runs.records import RECORD_FIELDS
 from bidir_core.runs.run import Run
 from tests.explain.test_generate import drop_the_mask
-from tests.launching import killed_after
 
 
 def run_cli(*words: str) -> int:
@@ -125,28 +124,31 @@ def test_several_regimes_are_resumed_alone_or_with_those_behind(
     assert sorted((run.regime, run.state) for run in runs) == expected
 
 
-def test_killed_at_any_moment_and_resumed(tiny_folder, own_items, tmp_path, monkeypatch):
-    """SIGKILL a real process mid-run; resuming re-scores nothing and ends with the same numbers."""
-    words = ["eval", *eval_words(tiny_folder, own_items)]
-    before = killed_after(7, tmp_path / "runs", "stage1_vanilla_eval/*", *words)
-    monkeypatch.setenv("BIDIR_RUNS_DIR", str(tmp_path / "runs"))
-    run = only_run(tmp_path / "runs", "stage1_vanilla_eval")
-    assert run.state == "lost"
-    assert 7 <= len(before) < 60
-    with open(run.path / "items.jsonl", "ab") as file:
-        file.write(b'{"task": "mine", "doc_id": 5')  # a torn line
+def test_stopped_in_the_middle_and_resumed(tiny_folder, own_items, runs_dir, tmp_path, monkeypatch):
+    """Resuming re-scores nothing and ends with the same numbers. Kills are in tests/test_kills.py."""
+    original, batches = scoring.Scorer.begin, []
 
-    scored: list[int] = []
-    original = scoring.Scorer.begin
-
-    def watch(self, items):
-        scored.extend(self.plan.encoded[i].item.doc_id for i in items)
+    def begin(self, items):
+        if len(batches) == 7:
+            raise KeyboardInterrupt
+        batches.append([self.plan.encoded[i].item.doc_id for i in items])
         return original(self, items)
 
-    monkeypatch.setattr(scoring.Scorer, "begin", watch)
-    assert run_cli(*eval_words(tiny_folder, own_items), "--resume", run.id) == 0
-    assert not set(scored) & {r["doc_id"] for r in before}
-    assert len(scored) == 60 - len(before)
+    monkeypatch.setattr(scoring.Scorer, "begin", begin)
+    assert run_cli(*eval_words(tiny_folder, own_items, "--batch-tokens", "300")) == 130
+    run = only_run(runs_dir, "stage1_vanilla_eval")
+    before = set(run.items()["doc_id"])
+    assert 0 < len(before) < 60
+    with open(run.path / "items.jsonl", "ab") as file:
+        file.write(b'{"task": "mine", "doc_id": 5')  # a torn line
+    batches = []
+    monkeypatch.setattr(scoring.Scorer, "begin", original)
+    watched = lambda self, items: batches.append(items) or original(self, items)  # noqa: E731
+    monkeypatch.setattr(scoring.Scorer, "begin", watched)
+    assert run_cli("--resume", run.id) == 0
+    scored = [n for items in batches for n in items]
+    assert len(scored) == len(set(scored)) == 60 - len(before)
+    assert not {*scored} & before  # an item's index is its number here
     monkeypatch.undo()
 
     settings = {"model": str(tiny_folder), "tasks": (str(own_items),), "device": "cpu"}

@@ -4,6 +4,7 @@
 whatever is a folder of a model. All else that such a process does is the real thing.
 """
 
+import os
 import sys
 import time
 from dataclasses import replace
@@ -37,18 +38,20 @@ def resume(reference, given, **_):
 
 
 def score(writer) -> Path:
-    """Without a limit, more items than anybody waits for."""
+    """Without a limit, more items than anybody waits for; slowly while the file ``PRETENDED_SLOWLY``
+    is there."""
     from bidir_core.common.progress import terminable
     from tests.factory import make_item, score_item
 
     n_items = writer.config["config"]["limit"] or 1_000_000
+    slowly = Path(os.environ.get("PRETENDED_SLOWLY", "nowhere"))
     with writer, terminable():
         for number in range(n_items):
             if ("piqa", number) not in writer.recorded:
                 item = make_item("piqa", number, 0)
                 writer.append([score_item(item, seed=1, accuracy=0.6, data_seed=0)])
                 writer.heartbeat(number + 1, n_items)
-                time.sleep(0.01)
+                time.sleep(1 if slowly.exists() else 0.005)
         writer.finish()
     return writer.path
 

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from bidir_core.report import paper as paper_module
 from bidir_core.report.paper import write_paper
+from bidir_core.report.report import build_report
 from bidir_core.report.sections import Report
 from bidir_core.runs.find import list_runs
+from bidir_core.runs.layout import COMMITTED_RUNS
 from tests.report_runs import REPAIRED, evaluation, make_finetune, report, two_by_two
 
 
@@ -23,6 +26,17 @@ def three_seeds(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("three")
     two_by_two(root, REPAIRED, seeds=(0, 1, 2))
     return root
+
+
+@pytest.fixture(scope="session")
+def committed_report() -> Report:
+    return build_report(roots=[COMMITTED_RUNS])
+
+
+@pytest.fixture
+def no_figures(monkeypatch) -> None:
+    """Where numbers and claims alone are looked at: figures take most of a paper's time."""
+    monkeypatch.setattr(paper_module, "FIGURES", {})
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ import pytest
 from bidir_core.analyse import stats
 from bidir_core.analyse.contrasts import cell_title, interaction
 from bidir_core.report.paper import write_paper
-from bidir_core.report.report import build_report
 from bidir_core.runs.layout import COMMITTED_RUNS
 from bidir_core.runs.run import Run
 
@@ -137,10 +136,10 @@ def test_so_it_does_with_seeds_dials_errors_and_missing_items(seeded):
     assert "unpaired" in (folder / "tables" / "contrasts.tex").read_text()
 
 
-def test_the_committed_runs_make_a_paper_whose_numbers_come_out_again(tmp_path):
-    report = build_report(roots=[COMMITTED_RUNS])
-    folder = write_paper(report, tmp_path / "paper")
-    assert check_numbers(COMMITTED_RUNS, folder, report) > 300
+@pytest.mark.usefixtures("no_figures")
+def test_the_committed_runs_make_a_paper_whose_numbers_come_out_again(committed_report, tmp_path):
+    folder = write_paper(committed_report, tmp_path / "paper")
+    assert check_numbers(COMMITTED_RUNS, folder, committed_report) > 300
     claims = {c["claim"]: c for c in json.loads((folder / "claims.json").read_text())["claims"]}
     damage = claims["Without training, bidirectional prefill lowers macro accuracy."]
     assert damage["status"] == "supported"

@@ -45,8 +45,8 @@ def test_the_published_figures_come_back():
     assert "Repair cannot be told from ordinary tuning" in answer
 
 
-def test_the_answer_is_one_page_and_everything_else_its_appendix(repaired):
-    for result in (report(repaired), build_report(roots=[COMMITTED_RUNS])):
+def test_the_answer_is_one_page_and_everything_else_its_appendix(repaired_report, committed_report):
+    for result in (repaired_report, committed_report):
         text = result.markdown()
         answer, appendix = text.split("\n## Appendix\n")
         assert len(answer.split()) <= 800
@@ -94,11 +94,11 @@ def test_the_answer_is_about_the_chosen_pair(tmp_path):
         build_report([a, b], regime="bidirectional:sink=7", roots=[tmp_path])
 
 
-def test_repair_is_told_from_tuning_by_the_control(repaired, tmp_path):
-    study = report(repaired).study
+def test_repair_is_told_from_tuning_by_the_control(repaired_report, tmp_path):
+    study = repaired_report.study
     assert study.floor is not None
     assert len(study.runs(study.base, "causal")) == 1  # that without contexts is none of them
-    text = section(report(repaired).markdown(), "The Answer")
+    text = section(repaired_report.markdown(), "The Answer")
     assert "It hurts." in text
     assert re.search(r"yes, the level of stage 1 is passed", text)
     assert "part of the gain is repair of the mask" in text

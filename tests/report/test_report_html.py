@@ -58,8 +58,8 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def study(repaired) -> Report:
-    return report(repaired)
+def study(repaired_report) -> Report:
+    return repaired_report
 
 
 @pytest.fixture(scope="module")
