@@ -117,7 +117,7 @@ def state_of(worker: ModelWorker, here: bool) -> None:
     else:
         kind, title = SHOWN[state]
         why = {
-            "none": "Choose one and load it: a process of its own holds it, and lets it go when unused.",
+            "none": "Choose one and load it. It is unloaded after five minutes unused.",
             "idle": "Nobody asked it anything for five minutes. Load it again to go on.",
         }.get(state, fmt.clip(worker.error, 400))
         widgets.banner(kind, title, why)

@@ -179,7 +179,7 @@ def _checkpoint(info: RunInfo, runs: tuple[RunInfo, ...]) -> None:
         for run, (page, query) in ((run, opens.results(run, runs)) for run in evals)
     ]
     if rows:
-        head = ("Regime", "Taken", "Items", "Macro acc", "± points", "")
+        head = ("Regime", "Extent", "Items", "Macro acc", "± points", "")
         name = f"evaluations_{info.id}"
         html.show(widgets.table(head, rows, name=name, left=(1, 5)))
     final = Path(info.path) / "final"
@@ -362,12 +362,18 @@ def made_with(info: RunInfo) -> None:
     with left:
         widgets.heading("Settings that are not the defaults")
         if differs:
+            here, usual = html.span("b-phone", "Here: "), html.span("b-phone", "Default: ")
             settings = [
-                (html.join(widgets.code_text(name), " ", widgets.small(meaning)), value, default)
+                (
+                    html.join(widgets.code_text(name), " ", widgets.small(meaning)),
+                    html.join(here, value),
+                    html.join(usual, default),
+                )
                 for name, value, default, meaning in differs
             ]
             head, name = ("Setting", "Here", "Default"), f"settings_{info.id}"
-            html.show(widgets.table(head, settings, name=name, left=(0, 1, 2)))
+            table = widgets.table(head, settings, name=name, left=(0, 1, 2))
+            html.show(html.div("b-cards", table))
         else:
             widgets.note("None.")
         if line := again(info):

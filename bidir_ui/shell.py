@@ -51,16 +51,14 @@ RUNS = (
     "baseline and a candidate: Compare, Flips and Item show these."
 )
 COMPARE = "How far the candidate's accuracy is from the baseline's on the same items, and where."
-FLIPS = (
-    "Item by item, how the answer changed from the baseline to the candidate, largest change first."
-)
+FLIPS = "How each item's answer changed from the baseline to the candidate, largest change first."
 LAB = (
-    "One model under many ways to look ahead: which part of it does the damage, how sure that is, and "
-    "what could have refuted it."
+    "One model, looking ahead in many ways: which part does the damage, how sure that is, and what "
+    "could have refuted it."
 )
 PLAYGROUND = (
-    "A prompt read under two regimes and continued token by token, causally. One prompt proves "
-    "nothing: Compare and Lab count many."
+    "One prompt, read under two regimes and then continued. One prompt proves nothing: Compare and "
+    "Lab count many."
 )
 LAUNCH = "Start an evaluation, a fine-tune or a sweep here, or copy its command line. Jobs are listed below."
 
@@ -237,7 +235,7 @@ GLOSSARY = (
     ),
     (
         "mask probe",
-        "Before each run: tokens are changed, and only places that may see them may react.",
+        "Before each run, tokens are changed: only tokens that may see them may react.",
     ),
     (
         "acc, acc_norm",
@@ -248,8 +246,8 @@ GLOSSARY = (
     ("macro mean", "The mean over tasks, each counted once, however many items it has."),
     (
         "95 % interval",
-        "Differences within this range are compatible with the data. If it includes "
-        "0, the difference is not separable from 0 with this many items.",
+        "The differences that fit the data. If 0 is among them, these items cannot tell the "
+        "difference from 0.",
     ),
     (
         "paired",
@@ -270,8 +268,8 @@ GLOSSARY = (
     ),
     (
         "settled",
-        "Said of a run that is going on: its difference would be decided however often one looked. "
-        "The interval for that is about 1.5 times as wide as the usual one.",
+        "Said of a running evaluation: its difference is decided however often one looks, by an "
+        "interval about 1.5 times as wide as the usual one.",
     ),
     (
         "interaction",
@@ -280,12 +278,13 @@ GLOSSARY = (
     ),
     (
         "repair fine-tune, control fine-tune",
-        "3B, trained with the prompt looking ahead, and 3C, which differs in its causal mask alone.",
+        "3B, trained with the prompt looking ahead, and 3C, trained alike but with the causal mask.",
     ),
     (
-        "first token, lost sink",
+        "first token, lost first token",
         "Two explanations that controls can refute: that the damage comes from the first token "
-        "looking ahead, and that it is the loss of the first token as attention sink.",
+        "looking ahead, and that it comes from losing that token. (Hidden, it leaves the role of attention "
+        "sink to another.)",
     ),
     (
         "sweep, point, dial",
@@ -299,7 +298,7 @@ GLOSSARY = (
     ),
     (
         "explore, confirm half",
-        "What was chosen among several was chosen on one half of the items and is judged on the other.",
+        "The best of several is chosen on one half of the items and judged on the other.",
     ),
     ("nats", "The unit of log-likelihoods: one nat is a factor of 2.7 in probability."),
     ("churn", "Broken plus fixed: how many answers moved, which the net difference hides."),
@@ -310,7 +309,7 @@ GLOSSARY = (
     (
         "retention",
         "Accuracy divided by stage 1's. Guessing alone keeps much of it, so the "
-        "above-chance retention subtracts chance from both. What reading the prompt adds is the "
+        "above-chance retention subtracts chance from both. What the prompt adds is the "
         "accuracy beyond that of the same choices without their prompts.",
     ),
     (

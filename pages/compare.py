@@ -34,8 +34,8 @@ with shell.guard():
 
     widgets.heading("Where the difference sits")
     widgets.note(
-        "Pooled over tasks, 95 % intervals, one look at many slices: read these as hints. "
-        f"Slices under {MIN_ITEMS} items are left out."
+        "All tasks together, 95 % intervals. With so many slices some differ by chance: take them as "
+        f"hints. Slices under {MIN_ITEMS} items are left out."
     )
     frame = analysis.flips(a, b, metric)
     compare_view.slice_charts(frame, key=f"{a.id}-{b.id}-{metric}")

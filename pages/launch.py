@@ -24,8 +24,8 @@ with shell.guard():
             widgets.heading("The command line")
             place = st.container()  # filled last: what shows code takes the browser long to load
             widgets.note(
-                "The same in a terminal. Here it runs detached: closing this page or "
-                "stopping the app does not stop it."
+                "Copy it to a terminal, or start it here: it goes on when you close this page or stop "
+                "the app."
             )
         with cost:
             widgets.heading("What it will take")

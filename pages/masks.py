@@ -11,7 +11,7 @@ page = shell.start("masks")
 
 with shell.guard():
     item_id = url.get("item")
-    title, switch, source = st.columns([3, 4, 5], vertical_alignment="bottom")
+    title, switch, source = st.columns([3, 4, 5], vertical_alignment="center")
     with title:
         st.title("Masks", anchor=False)
     with switch:
@@ -96,12 +96,12 @@ with shell.guard():
             masks_view.explain((points[-1]["y"], points[-1]["x"]), pictures, tokens, view)
         else:
             widgets.note(
-                "Who may see whom: a row is a token, and marked is what it sees. Click a cell to read "
-                f"it. {tokens.n_prefix} prefix + {len(tokens.pieces) - tokens.n_prefix} continuation "
+                "Each row is a token, its marked cells the tokens that it sees; click one to read it. "
+                f"{tokens.n_prefix} prefix and {len(tokens.pieces) - tokens.n_prefix} continuation "
                 "tokens."
             )
     widgets.note(
         "Dials: sink=K, rows=A-B, skip=J, self=J, hide=J, tail=K, layers=A-B or A-, lambda=X, for "
-        "example bidirectional:sink=1,lambda=0.03; causal takes hide alone: causal:hide=0. "
+        "example bidirectional:sink=1,lambda=0.03. Causal has one dial: causal:hide=0. "
         + tokens.note
     )

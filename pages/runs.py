@@ -21,7 +21,7 @@ with shell.guard():
         pair.explain_if_missing(page.runs, page.pair)
         st.stop()
 
-    left, right = st.columns(2, vertical_alignment="bottom")
+    left, right = st.columns(2)
     with left:
         search = url.text(
             "Search", name="q", max_chars=400, placeholder="stage, regime, model, name or state"

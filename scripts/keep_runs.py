@@ -4,10 +4,10 @@
 
 Copies every finished evaluation, fine-tune and sweep of the runs folder RUNS whose name matches
 ``--names`` (default: all). Weights stay behind; of observed attention the shares are kept, rounded to
-1/256, not the heads' weights. Items are kept for names that match ``--items``, with log-likelihoods
-rounded to 1/64 nat after predictions and accuracies were taken from the exact ones: less than a number
-format or a batch changes them. What compact runs share (hashes, gold answers, token counts) goes to
-``runs/items`` once. Of a sweep whose name does not match the points' numbers are kept, not their items;
+1/256, not the heads' weights. Items are kept for names that match ``--items``: exactly where there is a
+score of each token, else with log-likelihoods rounded to 1/64 nat after predictions and accuracies were
+taken from the exact ones, which is less than a number format or a batch changes them. What runs share
+(texts, tokens, hashes, gold answers) goes to ``runs/items`` once. Of a sweep whose name does not match the points' numbers are kept, not their items;
 of runs and points whose id matches ``--answers`` what was answered, not the scores. Paths into RUNS
 become ``runs/...``.
 ``--shared-device`` notes in ``metrics.json`` that other work ran on the same device, so that nobody
@@ -32,9 +32,9 @@ from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import COMMITTED_RUNS
 from bidir_core.runs.read import sealed
 from bidir_core.runs.records import (
+    SCORES,
     SHARED_FIELDS,
     SHARED_FOLDER,
-    SLIM_FIELDS,
     read_parquet,
     share,
     shared_files,
@@ -86,15 +86,15 @@ def _write_copy(run: Run, folder: Path, *, items: bool, options: argparse.Namesp
             (folder / name).write_text(text.replace(f"{made_in}/", "runs/"), encoding="utf-8")
     config = read_json(folder / "config.json")
     if items:
-        source, target = run.path / "items.parquet", folder / "items.parquet"
+        scores = read_parquet(run.path / "items.parquet", SCORES)
         answers_only = any(fnmatch(run.id, pattern) for pattern in options.answers)
-        if run.is_compact or run.texts_path is not None:
-            fingerprints = config["data_fingerprint"], config["tokenizer_fingerprint"]
-            shared_name = share(run.items_table(SHARED_FIELDS), options.to, *fingerprints)
-            config |= {"texts": shared_name, "texts_in": SHARED_FOLDER}
-            write_slim(rounded(read_parquet(source, SLIM_FIELDS), answers_only), target)
+        fingerprints = config["data_fingerprint"], config["tokenizer_fingerprint"]
+        shared_name = share(run.items_table(SHARED_FIELDS), options.to, *fingerprints)
+        config |= {"texts": shared_name, "texts_in": SHARED_FOLDER}
+        if scores.column("token_ll").null_count < scores.num_rows:
+            write_parquet(scores, folder / "items.parquet", store_schema=False)
         else:
-            write_parquet(rounded(read_parquet(source), answers_only), target)
+            write_slim(rounded(scores, answers_only), folder / "items.parquet")
     write_json(folder / "config.json", config, dense=run.is_point)  # a sweep has many
     metrics = dict(run.metrics or {})
     if "matrices" in metrics:  # observed attention of one text
@@ -121,25 +121,14 @@ def keep_shares(run: Run, folder: Path, n_regimes: int) -> None:
 
 
 def rounded(table: pa.Table, answers_only: bool) -> pa.Table:
-    """``ll`` in steps of 1/:data:`STEPS_A_NAT` or left out, and the margin that follows from it."""
+    """``ll`` in steps of 1/:data:`STEPS_A_NAT`, or left out."""
     scores = [
         None if ll is None or answers_only else np.round(np.asarray(ll) * STEPS_A_NAT) / STEPS_A_NAT
         for ll in table.column("ll").to_pylist()
     ]
-    table = _with(table, "ll", scores)
-    if "margin" not in table.column_names:  # of a sweep's point: readers join it
-        return table
-    margins = [
-        None if ll is None else float(ll[gold] - np.delete(ll, gold).max())
-        for ll, gold in zip(scores, table.column("gold").to_pylist(), strict=True)
-    ]
-    return _with(table, "margin", margins)
-
-
-def _with(table: pa.Table, name: str, values: Sequence[object]) -> pa.Table:
-    index = table.schema.get_field_index(name)
-    array = pa.array(values, type=table.schema.field(name).type)
-    return table.set_column(index, table.schema.field(name), array)
+    field = table.schema.field("ll")
+    index = table.schema.get_field_index("ll")
+    return table.set_column(index, field, pa.array(scores, type=field.type))
 
 
 if __name__ == "__main__":

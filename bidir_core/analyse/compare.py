@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -272,15 +273,12 @@ def right_by_task(runs: Sequence[Run], metric: Metric = "acc") -> dict[str, np.n
 
     UserError for a run that does not pair with the first, and where no item is common.
     """
-    scores: list[dict[tuple[str, int], bool]] = []
-    for run in runs:
-        pairs = pair(runs[0], run, metric)
-        scores.append(dict(zip(zip(pairs.task, pairs.doc_id), pairs.correct_b)))
-    common = [key for key in scores[0] if all(key in score for score in scores)]
-    if not common:
+    pairs = [pair(runs[0], run, metric) for run in runs]
+    common = reduce(np.intersect1d, (each.rows_a for each in pairs))  # rows of the first run
+    if not len(common):
         raise UserError("the runs share no item that all could score")
-    task = np.array([name for name, _ in common])
-    stacked = np.array([[score[key] for key in common] for score in scores])
+    task = pairs[0].task[np.isin(pairs[0].rows_a, common)]
+    stacked = np.array([each.correct_b[np.isin(each.rows_a, common)] for each in pairs])
     return {name: stacked[:, task == name] for name in dict.fromkeys(task.tolist())}
 
 

@@ -4,8 +4,8 @@ Everything is paired, because the runs share their items: two unpaired standard 
 ignore that and be too wide. Accuracies and differences are fractions (0.01 is one point); a
 difference is always *second minus first*. Intervals are 95 % unless ``confidence`` says otherwise.
 
-scipy and statsmodels are imported where they are used: they load as slowly as all the rest of the
-app together, and most pages and commands begin without them.
+scipy is imported where it is used, and only its functions and roots: its distributions and statsmodels
+load for a second. Tests hold what is written out here to theirs.
 """
 
 from __future__ import annotations
@@ -74,13 +74,15 @@ def table_2x2(first: np.ndarray, second: np.ndarray) -> Table2x2:
 def proportion(right: int, n: int, *, confidence: float = CONFIDENCE) -> Estimate:
     """A share of ``n`` items with Wilson's score interval (1927), which stays between 0 and 1 and
     keeps a width where none or all of few items are right. ValueError without any item."""
-    from statsmodels.stats.proportion import proportion_confint
-
     if n <= 0:
         raise ValueError("no items to take a share of")
-    low, high = proportion_confint(right, n, alpha=1 - confidence, method="wilson")
-    share = right / n
-    return Estimate(share, min(low, share), max(high, share), n)  # rounding may leave it out
+    share, z = right / n, z_score(confidence)
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2) / (1 + z**2 / n)
+    # Rounding may leave the share itself out, or pass 0 or 1.
+    return Estimate(
+        share, max(0.0, min(middle - half, share)), min(1.0, max(middle + half, share)), n
+    )
 
 
 def accuracy(share: float, n: int) -> Estimate:
@@ -127,24 +129,24 @@ def over_seeds(items: Estimate, per_seed: Sequence[float]) -> Estimate:
 def seeds_half_width(items: float, seeds: float, n_seeds: int) -> float:
     """Half the 95 % interval of a mean with these variances from items and from seeds; see
     :func:`over_seeds`."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     total = items + seeds
     if n_seeds < 2 or seeds <= 0:
         return z_score(CONFIDENCE) * math.sqrt(total)
     df = (n_seeds - 1) * (total / seeds) ** 2
-    return float(t.ppf(0.5 + CONFIDENCE / 2, df)) * math.sqrt(total)
+    return float(stdtrit(df, 0.5 + CONFIDENCE / 2)) * math.sqrt(total)
 
 
 def student_half_width(values: np.ndarray) -> np.ndarray:
     """Half of Student's 95 % interval of the mean over items, ``values`` ``[item, ...]``; NaN for
     fewer than two."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     n = len(values)
     if n < 2:
         return np.full(values.shape[1:], math.nan)
-    return float(t.ppf(0.5 + CONFIDENCE / 2, n - 1)) * values.std(0, ddof=1) / math.sqrt(n)
+    return float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2)) * values.std(0, ddof=1) / math.sqrt(n)
 
 
 def student_mean(values: Sequence[float]) -> Estimate:
@@ -226,17 +228,15 @@ def anytime(estimate: Estimate) -> Estimate:
 
 def mcnemar_exact(broken: int, fixed: int) -> float:
     """Two-sided exact McNemar p value (binomial on the discordant pairs); 1 if there is none."""
-    from statsmodels.stats.contingency_tables import mcnemar
+    from scipy.special import bdtr
 
     if broken + fixed == 0:
         return 1.0
-    return float(min(mcnemar([[0, broken], [fixed, 0]], exact=True).pvalue, 1.0))
+    return min(1.0, 2 * float(bdtr(min(broken, fixed), broken + fixed, 0.5)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment over a family of tests (the tasks)."""
-    # By hand: statsmodels' multipletests runs a whole garbage collection on every call, which a
-    # page with many comparisons feels. A test holds this to it.
     count = len(p_values)
     adjusted, largest = [0.0] * count, 0.0
     for rank, index in enumerate(sorted(range(count), key=p_values.__getitem__)):
@@ -253,11 +253,10 @@ def smallest_detectable(n: int, discordance: float) -> float | None:
     discordance allows would be found.
     """
     from scipy.optimize import brentq
-    from scipy.stats import norm
 
     if n <= 0:
         return None
-    z_alpha, z_beta = z_score(CONFIDENCE), float(norm.ppf(POWER))
+    z_alpha, z_beta = z_score(CONFIDENCE), _normal_quantile(POWER)
 
     def surplus(difference: float) -> float:
         spread = math.sqrt(max(discordance - difference * difference, 0.0))
@@ -276,13 +275,11 @@ def smoothed_discordance(table: Table2x2) -> float:
 
 def smallest_detectable_macro(tables: Sequence[Table2x2]) -> float | None:
     """As :func:`smallest_detectable` for the unweighted mean over tasks (normal approximation)."""
-    from scipy.stats import norm
-
     if not tables or any(table.n == 0 for table in tables):
         return None
     shares = [smoothed_discordance(table) for table in tables]
     variance = math.fsum(s / table.n for s, table in zip(shares, tables)) / len(tables) ** 2
-    detectable = (z_score(CONFIDENCE) + float(norm.ppf(POWER))) * math.sqrt(variance)
+    detectable = (z_score(CONFIDENCE) + _normal_quantile(POWER)) * math.sqrt(variance)
     # No difference exceeds the share of items that differ; so few items then find none at all.
     return detectable if detectable <= math.fsum(shares) / len(shares) else None
 
@@ -297,10 +294,14 @@ def pair_of_bools(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np
 
 
 @cache
-def z_score(confidence: float) -> float:
-    from scipy.stats import norm
+def _normal_quantile(share: float) -> float:
+    from scipy.special import ndtri
 
-    return float(norm.ppf(0.5 + confidence / 2))
+    return float(ndtri(share))
+
+
+def z_score(confidence: float) -> float:
+    return _normal_quantile(0.5 + confidence / 2)
 
 
 def _root(function, low: float, high: float, *, otherwise: float) -> float:

@@ -88,7 +88,6 @@ _PACKAGES = [
     "pandas",
     "pyarrow",
     "scipy",
-    "statsmodels",
 ]
 
 

@@ -117,8 +117,8 @@ def repair_or_tuning(repair: Repair) -> str:
         "undecided": "not separable from 0: repair is not shown",
     }[interaction.verdict]
     note = f" It is {repair.note}." if repair.note else ""
-    lead = f"Gain beyond its control, {escape(repair.control)} (the interaction)"
-    return f"{lead}: {number}, {meaning}.{_seeds(repair.interaction_by_seed)}{note}"
+    lead = f"Beyond its control, {escape(repair.control)}, it gains {number} (the interaction)"
+    return f"{lead}, {meaning}.{_seeds(repair.interaction_by_seed)}{note}"
 
 
 def against_stage_1(gap: Contrast) -> str:
@@ -307,7 +307,8 @@ def _with_training(numbers: Findings) -> str:
     if repair.gain is None and repair.gap is None:
         return can_it_be_fixed(repair)[0]
     who = f"the {TRAININGS[arm.code].plain}, {escape(repair.arm)}"
-    text = f"{who}: {short_answer(repair)}."
+    answered = short_answer(repair)
+    text = f"{who}: {answered[:1].lower()}{answered[1:]}."
     text += f" {repair_or_tuning(repair)}"
     if repair.gap is not None:
         text += f" {against_stage_1(repair.gap)}"

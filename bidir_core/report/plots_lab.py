@@ -27,6 +27,8 @@ from bidir_core.report.plots import (
 SERIES = ((BLUE, "circle"), (RED, "square"), (GREEN, "diamond"), (GREY, "triangle-up"))
 HEIGHT, LEFT, RIGHT = 300, 58, 104  # the same margins, so that charts of layers line up
 
+MOST_LABELS = 9  # of ticks: more would stand on each other on a phone
+
 # Lower than causal is orange, higher is green; in the middle the page shows through.
 DIVERGING = [[0.0, RED], [0.5, "rgba(127,127,127,0.10)"], [1.0, GREEN]]
 
@@ -60,6 +62,7 @@ def curves(
             },
         )
     at, labels = zip(*ticks, strict=True) if ticks else ((), ())
+    step = math.ceil(len(labels) / MOST_LABELS) or 1
     reach = (max(at) - min(at) if len(set(at)) > 1 else 1.0) if at else 1.0
     for number, (name, frame) in enumerate(frames):
         # Side by side, so that the intervals of several lines can be told apart.
@@ -100,7 +103,7 @@ def curves(
         title=x_title,
         tickmode="array",
         tickvals=at,
-        ticktext=[inert(t) for t in labels],
+        ticktext=[inert(t) if i % step == 0 else "" for i, t in enumerate(labels)],
         range=[min(at) - room, max(at) + room] if at else None,
         **PLAIN_AXIS,
     )

@@ -311,7 +311,7 @@ def _badges(runs: Iterable[Run], sources: Sequence[Source]) -> tuple[Badge, ...]
         judged = macro_judgement(*lost)
         detail = f"Looking ahead minus only hiding the first token: {in_points(judged)}."
         outcome = "refutes" if judged.verdict == "worse" else "undecided"
-        badges.append(Badge("lost sink", "First token hidden (hide=0)", outcome, detail))
+        badges.append(Badge("lost first token", "First token hidden (hide=0)", outcome, detail))
     return tuple(badges)
 
 
@@ -404,12 +404,13 @@ def _helps(runs: Sequence[Run]) -> Cell | None:
     best = max(trials, key=lambda trial: (trial.helped, trial.judgement.value))
     what, ids = f"{best.family}, {best.label}", (best.baseline.id, best.candidate.id)
     cell = Cell("", best.judgement, best.judgement.value, what, ids, reason=best.family)
+    tries = "1 try" if len(trials) == 1 else f"{len(trials)} tries"
     if best.helped:
-        words = f"In {sum(trial.helped for trial in trials)} of {len(trials)}"
+        words = f"In {sum(trial.helped for trial in trials)} of {tries}"
         return replace(cell, words=words, badges=_beside_repetition(best, asked))
-    open_words = {"undecided": f"Not shown in {len(trials)}", "better": "Not beyond guessing"}
+    open_words = {"undecided": f"Not shown in {tries}", "better": "Not beyond guessing"}
     unshown = open_words.get(cell.judgement.verdict)
-    return replace(cell, words=unshown or f"In none of {len(trials)}", supported=unshown is None)
+    return replace(cell, words=unshown or f"In none of {tries}", supported=unshown is None)
 
 
 def _beside_repetition(trial: Trial, asked: Sequence[Run]) -> tuple[Badge, ...]:
@@ -481,5 +482,5 @@ def answer(row: Row) -> str:
     if row.repair is not None and row.repair.what.startswith("beyond"):
         beyond = f"beats its control by {points(row.repair.value)}"
         shown = row.repair.judgement.verdict == "better"
-        clauses.append(f"repair {beyond if shown else 'is not shown to beat its control'}")
+        clauses.append(f"fine-tuning {beyond if shown else 'is not shown to beat its control'}")
     return "; ".join(clauses) + "." if clauses else ""

@@ -262,7 +262,7 @@ def number(cell: Cell) -> str:
     return text if estimate is None else f"{text}, n = {formatting.count(estimate.n)}"
 
 
-SIGNS = {"supports": "✓", "refutes": "✗", "undecided": "○"}
+SIGNS = {"supports": "✓", "refutes": "✕", "undecided": "○"}
 
 
 def _write(files: Mapping[str, str], folder: Path) -> None:

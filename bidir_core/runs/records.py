@@ -280,21 +280,23 @@ def read_one(path: Path, task: str, doc_id: int) -> dict[str, Any] | None:
 
 KEYS = ("task", "doc_id")
 SLIM_FIELDS = (*KEYS, "ll", "pred", "pred_norm", "correct", "correct_norm", "error")
+SCORES = (*SLIM_FIELDS, "token_ll")  # a point has none of the last, which is large
 FIRST_TEXTS = "texts.parquet"
-LEFT_OUT = ("token_ll", "margin")  # the first is large, the second follows from ll and gold
-SHARED_FIELDS = tuple(n for n in RECORD_FIELDS if n in KEYS or n not in SLIM_FIELDS + LEFT_OUT)
+# The margin follows from ll and gold.
+SHARED_FIELDS = tuple(n for n in RECORD_FIELDS if n in KEYS or n not in (*SCORES, "margin"))
 
 
 # Beside the runs: what follows from data and tokenizer, once for all runs that share them.
 #
-#     runs/items/<data>.parquet               hashes, gold answers, groups
-#     runs/items/<data>.<tokenizer>.parquet   token counts; the rest is in the first
+#     runs/items/<data>.parquet               hashes, gold answers, groups, texts
+#     runs/items/<data>.<tokenizer>.parquet   tokens and their counts; the rest is in the first
 #
 # <data> and <tokenizer> are the first digits of the two fingerprints. A run that uses them says
 # "texts": "<data>.<tokenizer>.parquet" and "texts_in": "items" in its config.json.
 SHARED_FOLDER = "items"
 FINGERPRINT_DIGITS = 16
 TOKEN_COUNTS = ("n_prefix_tokens", "n_continuation_tokens")
+TOKENS = tuple(n for n in HEAVY_FIELDS if n.endswith(("_token_ids", "_token_offsets")))
 
 
 def texts_file(run: Path, name: object, folder: object = None) -> Path | None:
@@ -318,13 +320,12 @@ def share(table: pa.Table, root: Path, data_fingerprint: str, tokenizer_fingerpr
 
     A file that is there with other content (another prompt format, say) gets a number behind it.
     """
-    table = table.select(SHARED_FIELDS)
-    null_columns = [n for n in SHARED_FIELDS if table.column(n).null_count == table.num_rows]
-    data = table.drop_columns([*TOKEN_COUNTS, *(n for n in null_columns if n not in TOKEN_COUNTS)])
-    counts = table.select([*KEYS, *TOKEN_COUNTS])
+    kept = [n for n in SHARED_FIELDS if table.column(n).null_count < table.num_rows]
+    data = table.select([n for n in kept if n not in (*TOKEN_COUNTS, *TOKENS)])
+    tokens = table.select([*KEYS, *TOKEN_COUNTS, *(n for n in kept if n in TOKENS)])
     data_stem = _stored_stem(data, root / SHARED_FOLDER, data_fingerprint[:FINGERPRINT_DIGITS])
     stem = f"{data_stem}.{tokenizer_fingerprint[:FINGERPRINT_DIGITS]}"
-    return _stored_stem(counts, root / SHARED_FOLDER, stem) + ".parquet"
+    return _stored_stem(tokens, root / SHARED_FOLDER, stem) + ".parquet"
 
 
 def _stored_stem(table: pa.Table, folder: Path, stem: str) -> str:

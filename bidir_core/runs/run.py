@@ -24,6 +24,7 @@ from bidir_core.runs.read import read_object, tail, what_changed
 from bidir_core.runs.records import (
     LIGHT_FIELDS,
     RECORD_FIELDS,
+    SCORES,
     SLIM_FIELDS,
     joined,
     joined_one,
@@ -183,8 +184,8 @@ class Run:
             if (self.path / "items.parquet").exists():
                 if (texts := self.texts_path) is None:
                     return read_parquet(self.path / "items.parquet", names)
-                slim = read_parquet(self.path / "items.parquet", SLIM_FIELDS)
-                return joined(slim, texts, names)
+                scores = [n for n in SCORES if n in SLIM_FIELDS or n in names]
+                return joined(read_parquet(self.path / "items.parquet", scores), texts, names)
             return to_table(read_jsonl(self.path / "items.jsonl")[0]).select(names)
         except (OSError, Damaged) as error:
             raise self._items_unreadable(error) from error

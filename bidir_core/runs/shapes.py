@@ -58,24 +58,26 @@ def problem(value: Any, shape: Shape, where: str = "") -> str | None:
     if isinstance(shape, ListOf):
         if not isinstance(value, list):
             return f"'{where[:120]}' is not a list"
-        inner = ((f"{where}[{i}]", element, shape.each) for i, element in enumerate(value))
+        parts = [(f"{where}[{i}]", element, shape.each) for i, element in enumerate(value)]
     elif not isinstance(value, dict):
         return f"'{where[:120]}' is not an object"
     else:
         prefix = f"{where}." if where else ""
         if isinstance(shape, MapOf):
-            inner = ((prefix + name, element, shape.each) for name, element in value.items())
+            parts = [(prefix + name, element, shape.each) for name, element in value.items()]
         else:
             for name in (*shape.needs, *shape.keys):
                 if name not in value or (value[name] is None and name in shape.needs):
                     return f"'{prefix}{name}' is missing"
-            inner = (
-                (prefix + name, value[name], field_shape)
-                for name, field_shape in shape.shapes.items()
-                if value.get(name) is not None
-            )
-    faults = (problem(element, inner_shape, path) for path, element, inner_shape in inner)
-    return next((fault for fault in faults if fault), None)
+            parts = [
+                (prefix + name, element, shape.shapes[name])
+                for name, element in value.items()
+                if element is not None and name in shape.shapes
+            ]
+    for path, element, inner_shape in parts:
+        if fault := problem(element, inner_shape, path):
+            return fault
+    return None
 
 
 def _is_number(value: Any) -> bool:

@@ -168,7 +168,7 @@ def _square(row: core.Row, a: RunInfo, b: RunInfo) -> html.Html:
     test = "no flips" if row.p_value is None else f"McNemar p {p_text(row.p_value)}"
     if row.detectable is not None:
         least = fmt.points(row.detectable).lstrip("+")
-        test += f"; a difference of {least} points or more would show"
+        test += f"; enough to detect {least} points"
     return html.el("div", table, html.div("b b-note", f"n = {fmt.count(row.n)}, {test}"))
 
 
@@ -205,9 +205,9 @@ def retention(
             above = str(error)
     widgets.facts(
         [
-            ("candidate's accuracy / baseline's", fmt.number(result.plain_ratio, 3)),
+            ("kept of the accuracy", fmt.percent(result.plain_ratio)),
             ("kept of the accuracy above chance", text(result.above_chance)),
-            ("kept of what reading the prompt adds", above),
+            ("kept of what the prompt adds", above),
         ]
     )
 
@@ -226,7 +226,7 @@ def slice_charts(frame: pd.DataFrame, key: str) -> None:
         dots = []
         for part in parts:
             estimate = part.estimate
-            text = f"{fmt.points(estimate.value)}  n = {fmt.count(estimate.n)}"
+            text = f"{fmt.points(estimate.value)} (n = {fmt.count(estimate.n)})"
             dots.append(widgets.interval(part.label, estimate.value, part.judgement, text))
             ends = [100 * end for end in (estimate.value, estimate.low, estimate.high)]
             rows.append((title, part.label, estimate.n, *ends, part.broken, part.fixed))
@@ -278,8 +278,9 @@ def show(runs: Iterable[RunInfo], model: str) -> None:
         recovery_panels(table)
         return
     widgets.not_run(
-        "A fine-tune records quick evaluations under both regimes as it goes.",
-        "python -m bidir_core finetune --prompt-bidir-response-causal-train",
+        "No fine-tune of this model recorded quick evaluations on its way. This one does:",
+        f"python -m bidir_core finetune --model {model} --prompt-bidir-response-causal-train "
+        "--eval-every 50",
     )
 
 

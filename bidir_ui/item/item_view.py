@@ -324,7 +324,10 @@ def bar(page: Any, item_id: str, near: Neighbours, chosen: FlipFilter) -> None:
             else f"Not among the {fmt.count(near.total)} {among}"
         )
         widgets.note(where)
-    with moves, st.container(horizontal=True, horizontal_alignment="right", gap="xsmall"):
+    with (
+        moves,
+        st.container(horizontal=True, horizontal_alignment="right", gap="xsmall", key="item-moves"),
+    ):
         for label, key, target, icon in (
             ("Item", "k", near.previous, "chevron_left"),
             ("Item", "j", near.next, "chevron_right"),

@@ -84,7 +84,7 @@ def _ready(worker: ModelWorker, run: RunInfo) -> bool:
         playground_view.state_of(worker, here)
     if worker.state != "loading":
         widgets.note(
-            "The model is loaded once, in a process of its own; then answers take a second."
+            "The model is loaded once, in its own process; then an answer takes about a second."
         )
         playground_view.load_button(f"Load {fmt.clip(run.model, 60)} …", run.model, run.checkpoint)
     return False

@@ -128,19 +128,18 @@ def draw(result: Mapping[str, Any], run_id: str) -> None:
     html.show(div("b b-lead", happened, *(el("div", line) for line in lines)))
     unit = "nats a character" if result["metric"] == "acc_norm" else "nats"
     widgets.note(
-        "Parts of the attention are put back to causal and the item is scored again. ",
+        "The item is scored again with parts of the attention causal. ",
         el("b", "✓"),
-        " the causal answer is back. Green: its lead over the best other choice "
-        "recovers; red: it falls further behind. On this item, and with everything else as it "
-        "was: what turns the answer back here need not do so elsewhere.",
+        " the causal answer is back. Green: it gains on the best other choice; red: it falls further "
+        "behind. This is one item: on others, other parts may matter.",
     )
     html.show(html.join(el("h2", "Layers", cls="b-h3"), layer_strip(result)))
     html.show(html.join(el("h2", "Prompt tokens", cls="b-h3"), token_strip(result)))
     html.show(html.join(el("h2", "Strength of the look-ahead", cls="b-h3"), lambda_strip(result)))
     leads = [fmt.signed(result[name]["lead"]) for name in ("causal", "opened")]
     widgets.note(
-        f"Lead of the causal answer over the best other choice, in {unit}: causal {leads[0]}, as "
-        f"the regime says {leads[1]}."
+        f"The causal answer's lead over the best other choice, in {unit}: {leads[0]} under causal, "
+        f"{leads[1]} under {result['regime']}."
     )
     widgets.numbers(numbers(result), f"{run_id}.csv", key="why")
 

@@ -334,13 +334,14 @@ MOST_MARKDOWN = 1000  # rows of a table to copy
 def take_away(table: Table, name: str, *, key: str) -> None:
     """A table to take along: as CSV, and as Markdown to copy. ``table``: a frame, or what makes one
     when it is asked for; ``name``: of the file, with run ids."""
-    csv_button(table, name, key=f"{key}-csv")
-    with st.popover("Markdown", key=f"{key}-md", on_change="rerun") as copy:
-        if copy.open:
-            frame = _made(table)
-            st.code(markdown_of(frame.head(MOST_MARKDOWN)), language=None)
-            if len(frame) > MOST_MARKDOWN:
-                note(f"The first {fmt.count(MOST_MARKDOWN)} rows; the CSV has all.")
+    with st.container(horizontal=True, width="content"):  # on a narrow page they wrap together
+        csv_button(table, name, key=f"{key}-csv")
+        with st.popover("Markdown", key=f"{key}-md", on_change="rerun") as copy:
+            if copy.open:
+                frame = _made(table)
+                st.code(markdown_of(frame.head(MOST_MARKDOWN)), language=None)
+                if len(frame) > MOST_MARKDOWN:
+                    note(f"The first {fmt.count(MOST_MARKDOWN)} rows; the CSV has all.")
 
 
 @st.fragment

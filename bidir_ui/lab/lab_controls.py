@@ -43,7 +43,7 @@ def panel(lab: Lab, runs: tuple[RunInfo, ...]) -> None:
     if judged:
         widgets.note(
             "The story: the damage comes from the first token looking ahead. What would refute it was "
-            "fixed before looking; outcomes follow from 95 % intervals against half the damage."
+            "fixed beforehand: a 95 % interval on the wrong side of half the damage."
         )
         _chart(lab)
     cells, refuted = [], html.span("b-phone", "Would refute it: ")
@@ -237,7 +237,7 @@ def table(lab: Lab, slug: str) -> None:
     if row_number is not None:
         url.put(point=lab.points[row_number]["slug"])
         st.rerun()
-    widgets.note("Click a row to choose the point: what it is, and where it opens, stands above.")
+    widgets.note("Click a row to choose the point; its links are above.")
     name = f"{lab.info.id.replace('/', '-')}.csv"
     with widgets.row():
         widgets.take_away(every, name, key="lab")

@@ -132,18 +132,25 @@ def _summary(info: RunInfo, stamps: tuple[Any, ...]) -> dict[str, Any]:
     return summarise_sweep(run) if run.state != "corrupt" else {}
 
 
-def law(lab: Lab) -> str:
-    """From which layer on looking ahead costs nothing, in words; empty without such a sweep."""
+def law(lab: Lab) -> dict[str, Any]:
+    """From which layer on looking ahead costs nothing; empty without such a sweep."""
     if "law" in lab.found:
-        return ((lab.found["law"] or {}).get(lab.metric) or {}).get("sentence", "")
+        return (lab.found["law"] or {}).get(lab.metric) or {}
     opened = any(re.search(r"layers=\d+-$", point["regime"]) for point in lab.points)
-    return _law(lab.info, lab.metric) if opened and lab.has_items else ""
+    return _law(lab.info, lab.metric) if opened and lab.has_items else {}
 
 
 @st.cache_data(max_entries=16, show_spinner=False, hash_funcs=BY_CHANGE)
-def _law(info: RunInfo, metric: str) -> str:
+def _law(info: RunInfo, metric: str) -> dict[str, Any]:
     """The same of a sweep from before its law was kept with it."""
-    return (law_summary(Sweep(Run(info.path)), metric) or {}).get("sentence", "")
+    return law_summary(Sweep(Run(info.path)), metric) or {}
+
+
+def law_slug(lab: Lab) -> str | None:
+    """The point that the law is about, if it names one."""
+    regime = f"bidirectional:layers={law(lab).get('first_layer')}-"
+    points = (p for p in lab.points if p["regime"] == regime and p["condition"] == lab.usual)
+    return next((p["slug"] for p in points if not p.get("patch")), None)
 
 
 def measured(lab: Lab, slug: str, measure: str) -> tuple[float, float, float]:

@@ -113,7 +113,7 @@ def state(lab: Lab) -> bool:
 def verdict(lab: Lab) -> None:
     """The law if layers=A- were swept, the damage, and what the best point does to it."""
     if law := lab_data.law(lab):
-        html.show(html.div("b b-verdict", fmt.tie(law)))
+        html.show(html.div("b b-verdict", fmt.tie(law["sentence"])))
     elif (best := lab.best) is not None:
         html.show(html.div("b b-verdict", fmt.tie(best["sentence"])))
         if meaning := in_words(parse_regime(best["regime"])):
@@ -130,8 +130,8 @@ def verdict(lab: Lab) -> None:
             f"{fmt.points(damage['value'])} points {fmt.interval(damage['low'], damage['high'])}, "
             f"n = {n}."
             + (
-                " Points were chosen on half of the items and judged on the other half; every "
-                "other number on this page is exploratory."
+                " The headline's point was chosen on half of the items and judged on the other half; "
+                "all other numbers here are exploratory."
                 if lab.best and not lab.best["exploratory"]
                 else ""
             )
@@ -151,8 +151,9 @@ def measure_box() -> str:
 
 
 def chosen_slug(lab: Lab) -> str:
-    """The point the URL names; else the best one, else the first that is no reference."""
-    wanted = url.get("point")
+    """The point the URL names; else the one that the headline is about, else the first that is no
+    reference."""
+    wanted = url.get("point") or lab_data.law_slug(lab)
     if wanted:
         return wanted
     if lab.best is not None:
@@ -320,8 +321,7 @@ def _layer_lines(
         (f"{width} layer{'s' if width > 1 else ''}", lab_data.frame(lab, by_width[width], measure))
         for width in wide
     ]
-    step = 1 if lab.n_layers <= 32 else 4
-    ticks = [(float(n), str(n) if n % step == 0 else "") for n in range(lab.n_layers)]
+    ticks = [(float(n), str(n)) for n in range(lab.n_layers)]
     figure = plots_lab.curves(
         frames,
         ticks,

@@ -69,8 +69,8 @@ def form(runs: tuple[RunInfo, ...]) -> Form:
         defaults = PIPELINE_PRESETS[draft.size]
     elif small and preset.command in SMALL:
         widgets.note(
-            "On a CPU the numbers begin small: it ends in minutes, with wide intervals. To take every "
-            "item, write “all”."
+            "On a CPU the defaults are small: minutes, but wide intervals. Write “all” to take every "
+            "item."
         )
     specs = draft.specs
     given: dict[str, str] = {}

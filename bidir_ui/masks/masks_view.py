@@ -81,7 +81,7 @@ def own_prompt() -> Tokens:
         prompt = url.text("Prompt (the prefix)", name="prompt", default=PREFIX, max_chars=4000)
         text = url.text("Continuation", name="cont", default=CONTINUATION, max_chars=1000)
     prefix, continuation = words(prompt or PREFIX), words(text or CONTINUATION)
-    note = "Split in words; a tokenizer would cut finer."
+    note = "The text is split into words here, not into a tokenizer's tokens."
     return Tokens((*prefix, *continuation), len(prefix), note).cut()
 
 

@@ -115,7 +115,7 @@ def load(info: RunInfo) -> Observed:
 
 
 # A cached function of an observation is asked again when its folder has changed.
-BY_RUN: dict[Any, Any] = {Observed: lambda run: (run.info.path, run.info.modified)}
+BY_RUN: dict[Any, Any] = {Observed: lambda run: f"{run.info.path} {run.info.modified}"}
 
 
 def listed(runs: tuple[RunInfo, ...]) -> list[Observed]:

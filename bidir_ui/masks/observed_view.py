@@ -120,12 +120,12 @@ def show(run: Observed) -> None:
         if not run.has_matrices:
             widgets.banner(
                 "info",
-                "Without the weights of single heads",
+                "No attention weights of single heads",
                 *(
                     f"{note[:1].upper()}{note[1:]}."
                     for note in map(str, run.metrics.get("notes") or ())
                 ),
-                "Shares, landing places and drift are shown for the whole text.",
+                "What follows is of the whole text.",
             )
         pieces, n_prefix = observed_data.tokens(run)
         parts = {"head": observed_head.section, "landing": _landing, "drift": _drift}
@@ -227,7 +227,7 @@ def _layers(run: Observed, measure: str) -> None:
         f"{meaning} by layer, under {run.regime_words}; the table below has the numbers.",
         key=f"attend-layers-{measure}",
     )
-    over = "mean over heads and over the prefix's tokens from the second on"
+    over = "mean over heads and over all prefix tokens but the first"
     if run.is_summary:
         n = run.metrics["n_items"]
         widgets.note(
@@ -281,7 +281,7 @@ def _landing(run: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
     )
     widgets.note(
         "What each token gets on average from the prefix's tokens, mean over heads. A bright "
-        "first column is the attention sink; a bright column elsewhere, a sink that moved."
+        "first column is the attention sink; another bright column would be a sink that moved."
     )
 
 
@@ -306,8 +306,8 @@ def _drift(run: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
     with left:
         _lengths(lines, "the other prefix tokens'")
         widgets.note(
-            "Euclidean length of what each layer hands on: solid the first token's, dotted the "
-            "others' mean. A first token far longer than the others is what makes it a sink."
+            "Euclidean length of the hidden state behind each layer: solid for the first token, dotted "
+            "for the others' mean. A sink's state is far longer than the others'."
         )
     with right:
         if drift.cosine is None or drift.ratio is None:
@@ -327,11 +327,11 @@ def _drift(run: Observed, pieces: tuple[str, ...], n_prefix: int) -> None:
         )
         middle = run.n_layers // 2
         widgets.note(
-            f"1 is the same direction in both. Behind layer {middle}: the first token "
-            f"{fmt.number(float(drift.cosine[middle, 0]))}, the other prefix tokens "
-            f"{fmt.number(float(drift.cosine[middle, others].mean()))} on average; "
-            f"the first token's length is {fmt.number(float(drift.ratio[middle, 0]))} times "
-            f"that under {run.names[0]}."
+            f"1: the same direction in both. Behind layer {middle} it is "
+            f"{fmt.number(float(drift.cosine[middle, 0]))} for the first token and "
+            f"{fmt.number(float(drift.cosine[middle, others].mean()))} on average for the other prefix "
+            f"tokens; the first token is {fmt.number(float(drift.ratio[middle, 0]))} times as long "
+            f"as under {run.names[0]}."
         )
 
 

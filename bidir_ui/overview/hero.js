@@ -2,9 +2,9 @@
 // (hundredths of a nat behind the likeliest choice). Texts go in as text, never as markup.
 
 const SAID = {
-  broken: '▼ Right answer lost.',
-  fixed: '▲ Right answer won.',
-  other: '◇ Wrong, another way.',
+  broken: '▼ Now wrong.',
+  fixed: '▲ Now right.',
+  other: '◇ Still wrong, another choice.',
   right: '● Right, no flip.',
   wrong: '○ Wrong, no flip.',
 };
@@ -39,15 +39,14 @@ function shares(scores) {
 // Who sees whom in a prompt of so many tokens: a row a token, what lies ahead of it in blue.
 function drawMask(canvas, item, state, strength) {
   const n = Math.min(item.n_prefix, 40), size = 160 / n, pen = canvas.getContext('2d');
-  const colour = name => getComputedStyle(canvas).getPropertyValue(name).trim();
   pen.clearRect(0, 0, 160, 160);
   for (let row = 0; row < n; row++) {
     pen.globalAlpha = 1;
-    pen.fillStyle = colour('--b-grey');
+    pen.fillStyle = '#7f7f7f';
     pen.fillRect(0, row * size, (row + 1) * size, size);
     // A little look-ahead already counts, so the tint grows with the strength's step, not its value.
     pen.globalAlpha = state.sink && row === 0 ? 0 : strength;
-    pen.fillStyle = colour('--b-blue');
+    pen.fillStyle = '#0072b2';
     pen.fillRect((row + 1) * size, row * size, 160 - (row + 1) * size, size);
   }
 }
@@ -77,7 +76,7 @@ export default function (component) {
   const choices = element('div', 'choices'), said = element('div', 'said');
   said.setAttribute('aria-live', 'polite');
   const nav = element('div', 'nav');
-  const next = element('button', 'next', 'Next'), open = element('a', 'open', 'Open');
+  const next = element('button', 'next', 'Next item'), open = element('a', 'open', 'Open');
   next.type = 'button';
   open.target = '_self';
   nav.append(next, open);
@@ -144,10 +143,10 @@ export default function (component) {
       if (name === 'strength') input.setAttribute('aria-valuetext', 'lambda ' + strengths[number]);
     }
     drawMask(mask, item, now, now.layers === item.n_layers ? 0 : now.strength / last);
-    mask.setAttribute('aria-label', `Who sees whom: look-ahead at lambda ${strengths[now.strength]}`
-      + (now.sink ? ', not by the first token' : ''));
+    mask.title = `Who sees whom: look-ahead at lambda ${strengths[now.strength]}`
+      + (now.sink ? ', not by the first token' : '');
     [...stack.children].forEach((layer, i) => layer.classList.toggle('ahead', i >= now.layers && now.strength > 0));
-    stack.setAttribute('aria-label', `Layers that look ahead: ${item.n_layers - now.layers} of ${item.n_layers}`);
+    stack.title = `Layers that look ahead: ${item.n_layers - now.layers} of ${item.n_layers}`;
   }
 
   function remember() {

@@ -31,7 +31,7 @@ def first_screen(row: Row) -> None:
     """One sentence, three numbers, one picture, all of one model on one set of items."""
     html.show(html.div("b b-answer", fmt.tie(answer(row))))
     cards = (
-        ("Cost", row.hurt, ""),
+        ("Cost, points", row.hurt, ""),
         ("Back without training", row.without_training, ""),
         ("Repair beyond control", row.repair, row.extent),
     )
@@ -39,7 +39,7 @@ def first_screen(row: Row) -> None:
     if steps := against_causal(row):
         values = "; ".join(f"{step.label} {step.text}" for step in steps)
         short = [step._replace(text=fmt.points(step.value)) for step in steps]
-        axis = fmt.tie(f"Points against causal, 95 % intervals (n = {fmt.count(row.n)})")
+        axis = fmt.tie(f"Points against causal, 95 % (n = {fmt.count(row.n)})")
         chart = interval_rows(short, reference=0.0, axis=axis)
         html.show(html.div("b b-steps", chart, role="img", aria_label=f"{axis}: {values}"))
 
@@ -154,16 +154,18 @@ def _sign(cell: Cell) -> str:
     return {"better": "▲ ", "worse": "▼ ", "equivalent": "= "}.get(verdict, "○ ")
 
 
+SIDES = {"supports": "for", "refutes": "against", "undecided": "open"}
+
+
 def _mark(claim: str, badges: Sequence[Badge]) -> html.Html:
     """What the controls say of one claim, counted; each one's finding in its tooltip."""
     controls = [badge for badge in badges if badge.claim == claim]
     counts = {outcome: sum(b.outcome == outcome for b in controls) for outcome in SIGNS}
-    shown = " ".join(f"{SIGNS[o]}{n if len(controls) > 1 else ''}" for o, n in counts.items() if n)
+    shown = ", ".join(f"{n} {SIDES[o]}" for o, n in counts.items() if n)
+    words = f"{claim}: {shown}" if len(controls) > 1 else f"{SIGNS[controls[0].outcome]} {claim}"
     tooltip = "\n".join(f"{SIGNS[b.outcome]} {b.title}: {b.detail}" for b in controls)
     spoken = ", ".join(f"{n} {o}" for o, n in counts.items() if n)
-    return html.span(
-        "mark", f"{claim} {shown}", title=fmt.tie(tooltip), aria_label=f"{claim}: {spoken}"
-    )
+    return html.span("mark", words, title=fmt.tie(tooltip), aria_label=f"{claim}: {spoken}")
 
 
 def _run(row: Row, name: str, time: str) -> html.Html:
@@ -176,7 +178,7 @@ def _run(row: Row, name: str, time: str) -> html.Html:
     return widgets.link(f"Run ({time})" if time else "Run", "launch", query, cls="run")
 
 
-UNTIMED = "time not measured yet on this machine"
+UNTIMED = "time unknown"
 
 
 def _times(rows: Iterable[Row], runs: tuple[RunInfo, ...]) -> dict[tuple[str, str], str]:
@@ -217,10 +219,10 @@ def _seconds(
 
 
 DETAILS = {
-    "Reading": "95 % intervals, paired item by item; ○ marks what they leave open, ▲ ▼ what they decide.",
-    "Why?": "The first layers that must stay causal are chosen on half of the items and judged on the other. ✓ ✗ ○: controls that support, refute or leave open that claim.",
-    "Repair?": "A repair fine-tune (3B) learns with the prompt looking ahead; its control (3C) gets the same data, steps and seed, causally. The number is the interaction: how much more 3B gains than 3C, looking ahead minus causal. Here on all items; README: confirm half.",
-    "Helps anywhere?": "Questions whose passage comes last, where left-to-right reading suffers: looking ahead against causal, with Holm's correction; beyond always giving one answer, and beside giving the prompt twice.",
+    "Reading": "95 % intervals, paired item by item. ▲ better, ▼ worse, ○ undecided.",
+    "Why?": "How many first layers must stay causal was chosen on half of the items and judged on the other half. The controls below could have refuted that the first token looking ahead is the cause, or that losing it is: ✓ supports, ✕ refutes, ○ leaves open.",
+    "Repair?": "The repair fine-tune (3B) trains with the prompt looking ahead; its control (3C) has the same data, steps and seed, but the causal mask. The number is the interaction: how much more 3B leads 3C when looking ahead than under causal. It is on all items; the README's is on half.",
+    "Helps anywhere?": "Tasks whose passage comes after the question: looking ahead minus causal, Holm-corrected over all tries. To count, it must also beat always giving one answer; the control is causal with the prompt given twice.",
 }
 
 
@@ -233,16 +235,14 @@ def details(rows: Sequence[Row]) -> None:
     ) as fold:
         if not fold.open:
             return
-        entries = list(DETAILS.items())
+        parts = [widgets.facts_html(DETAILS.items())]
         for row in rows:
             cells = filter(None, (row.why, row.repair, row.helps))
-            entries += [
-                (f"{SIGNS[badge.outcome]} {badge.title}, {row.title}", fmt.tie(badge.detail))
-                for cell in cells
-                for badge in cell.badges
-            ]
-        body = [html.join(html.el("dt", name), html.el("dd", text)) for name, text in entries]
-        html.show(html.div("b b-fold", html.el("dl", *body, cls="b-kv")))
+            badges = [badge for cell in cells for badge in cell.badges]
+            found = [(f"{SIGNS[b.outcome]} {b.title}", fmt.tie(b.detail)) for b in badges]
+            if found:
+                parts += [html.el("h3", row.title, cls="b-h3"), widgets.facts_html(found)]
+        html.show(html.div("b b-fold", *parts))
 
 
 def switch() -> None:

@@ -160,11 +160,16 @@ def every_answer(
     ]
     candidates.sort(key=lambda run: (run.id not in chosen, run.model != page.pair.a.model))
     held: list[tuple[RunInfo, dict[str, Any]]] = []
+    without: set[tuple[Any, int]] = set()  # sets of items without this one
     for run in candidates[:MOST_READ]:
+        if (run.item_set, run.n_items) in without:
+            continue
         try:
             answer = data.record(run, item_id)
         except (UserError, OSError, ValueError):
             continue
+        if answer is None and run.is_done:
+            without.add((run.item_set, run.n_items))
         if answer is None or (answer["ll"] is None and not answer["error"]):
             continue
         if answer["doc_hash"] == record["doc_hash"]:

@@ -16,6 +16,7 @@ from bidir_core.analyse.pairing import repeats
 from bidir_core.analyse.study import BASE, NAMES, UNKNOWN, Arm, arm_of, items_key
 from bidir_core.common.errors import UserError
 from bidir_core.data.assets import EMBEDDED_MODEL
+from bidir_core.data.builtin_tasks import ORDER_TASKS
 from bidir_core.data.items import ONE_SIDED, one_sided_sentences
 from bidir_core.explain.sweep_points import patch_words
 from bidir_core.runs.find import run_folders
@@ -173,6 +174,8 @@ class RunInfo:
         parts = [f"limit {self.limit}" if self.limit else "all items"]
         if self.context != "full":
             parts.append("no context" if self.context == "none" else f"{self.context} context")
+        if self.tasks and self.tasks.keys() <= ORDER_TASKS.keys():
+            parts.append("order tasks")
         return ", ".join(filter(None, (*parts, self.variant)))
 
     @property
@@ -326,7 +329,7 @@ def by_id(runs: tuple[RunInfo, ...], run_id: str) -> RunInfo | None:
 
 
 # A cached function of a run is asked again when its folder has changed.
-BY_CHANGE: dict[Any, Any] = {RunInfo: lambda run: (run.path, run.modified)}
+BY_CHANGE: dict[Any, Any] = {RunInfo: lambda run: f"{run.path} {run.modified}"}
 
 
 @st.cache_data(max_entries=512, show_spinner=False, hash_funcs=BY_CHANGE)

@@ -133,9 +133,11 @@ def say_passed_over(pair: tuple[RunInfo, RunInfo] | None) -> None:
     """Why the Item page does not begin with the Overview's pair, and the way to that."""
     if pair is not None:
         a, b = pair
-        text = f"The Overview answers for {title_of(a.model)} with runs that kept no texts and tokens, "
-        other = widgets.link("Show those instead", "item", {"a": a.id, "b": b.id})
-        widgets.note(text, "so this page begins with a pair that did. ", other, ".")
+        text = (
+            f"The Overview's runs of {title_of(a.model)} kept no texts, so this is another pair. "
+        )
+        other = widgets.link("Show the Overview's", "item", {"a": a.id, "b": b.id})
+        widgets.note(text, other, ".")
 
 
 def explain_if_missing(runs: tuple[RunInfo, ...], chosen: Pair) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 
 import streamlit as st
@@ -23,8 +24,11 @@ def rows(runs: Sequence[RunInfo], limit: int | None = None) -> list[Row]:
 
 
 def look_ahead() -> None:
-    """What nearly every page asks first."""
+    """What nearly every page asks first. It stays: Streamlit, which collects garbage after each
+    script, need not look through it then."""
     _scored(data.list_infos())
+    gc.collect()
+    gc.freeze()
 
 
 def _scored(runs: Sequence[RunInfo], limit: int | None = None) -> list[Row]:
@@ -41,7 +45,8 @@ class _Finished(list[RunInfo]):
 @st.cache_resource(
     max_entries=4,
     show_spinner=False,
-    hash_funcs={_Finished: lambda runs: [(run.path, run.modified) for run in runs]},
+    # One text: of a list Streamlit hashes each part alone.
+    hash_funcs={_Finished: lambda runs: str([(run.path, run.modified) for run in runs])},
 )
 def _rows(runs: _Finished, limit: int | None) -> list[Row]:
     scored = scorecard(map(data.run_of, runs), limit=limit)

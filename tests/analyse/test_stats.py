@@ -125,8 +125,17 @@ def test_exact_mcnemar_by_hand():
     assert stats.mcnemar_exact(0, 6) == pytest.approx(2 / 64)
 
 
-def test_holm_is_that_of_statsmodels():
+def test_wilson_mcnemar_and_holm_are_those_of_statsmodels():
+    from statsmodels.stats.contingency_tables import mcnemar
     from statsmodels.stats.multitest import multipletests
+    from statsmodels.stats.proportion import proportion_confint
+
+    for right, n in [(0, 20), (20, 20), (1, 3), (81, 263), (7_000, 14_016)]:
+        ours, theirs = stats.proportion(right, n), proportion_confint(right, n, method="wilson")
+        assert (ours.low, ours.high) == pytest.approx(theirs, abs=1e-12)
+    for broken, fixed in [(1, 0), (3, 3), (5, 0), (40, 61), (900, 1_100)]:
+        known = mcnemar([[0, broken], [fixed, 0]], exact=True).pvalue
+        assert stats.mcnemar_exact(broken, fixed) == pytest.approx(min(known, 1), rel=1e-9)
 
     # One call: statsmodels collects garbage at each.
     p_values = [0.01, 0.04, 0.03, 0.005, 0.04, 0.9, 0.0, 1.0, 0.2]

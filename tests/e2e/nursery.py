@@ -24,8 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = """
     streamlit.web.cli streamlit.web.server.starlette uvicorn pandas pyarrow.parquet
-    plotly.graph_objects scipy.optimize scipy.stats psutil filelock yaml
-    statsmodels.stats.contingency_tables huggingface_hub markdown_it jinja2 httpx PIL.Image
+    plotly.graph_objects scipy.optimize scipy.special psutil filelock yaml huggingface_hub markdown_it jinja2 httpx PIL.Image
     PIL.PngImagePlugin plotly.subplots plotly.tools plotly.offline
 """
 

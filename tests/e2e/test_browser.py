@@ -296,7 +296,7 @@ def test_one_click_flips_the_overviews_item_at_once(server, tab):
     go(tab, server.url(), HEADINGS[""])
     said, picked = tab.page.locator(".b-hero .said"), tab.page.locator(".b-hero .picked .name")
     said.wait_for()
-    assert "lost" in said.inner_text()
+    assert "Now wrong" in said.inner_text()
     wrong = picked.inner_text()
     heard = tab.page.evaluate("window.heard")
     tab.page.get_by_role("switch", name="First token causal").check()
@@ -318,7 +318,7 @@ def test_one_click_flips_the_overviews_item_at_once(server, tab):
     tab.page.reload()
     said.wait_for()
     assert tab.page.get_by_role("switch", name="First token causal").is_checked()
-    tab.page.get_by_role("button", name="Next", exact=True).click()
+    tab.page.get_by_role("button", name="Next item", exact=True).click()
     assert query(tab, "try") == "1.10.0.0.0"
 
 

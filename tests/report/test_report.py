@@ -100,7 +100,7 @@ def test_repair_is_told_from_tuning_by_the_control(repaired_report, tmp_path):
     assert len(study.runs(study.base, "causal")) == 1  # that without contexts is none of them
     text = section(repaired_report.markdown(), "The Answer")
     assert "It hurts." in text
-    assert re.search(r"Yes, the level of stage 1 is passed", text)
+    assert re.search(r"yes, the level of stage 1 is passed", text)
     assert "part of the gain is repair of the mask" in text
     # The same 3B, but the control gains as much under both regimes: ordinary tuning.
     two_by_two(tmp_path, REPAIRED | {("3C", "bidirectional"): 0.60})
@@ -147,8 +147,8 @@ def test_distillation_has_the_base_model_as_its_control(tmp_path):
     cells = {k: v for k, v in REPAIRED.items() if k[0] == "base"}
     two_by_two(tmp_path, cells | {("distill", "causal"): 0.55, ("distill", "bidirectional"): 0.55})
     text = section(report(tmp_path).markdown(), "The Answer")
-    assert "Gain beyond its control, the base model (the interaction)" in text
-    assert "the distillation, distil: Yes, stage 1 is reached within 1 point" in text
+    assert "Beyond its control, the base model, it gains" in text
+    assert "the distillation, distil: yes, stage 1 is reached within 1 point" in text
 
 
 @pytest.mark.parametrize(

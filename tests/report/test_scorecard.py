@@ -80,7 +80,7 @@ def test_controls_are_badges_that_support_or_refute(root) -> None:
         make_run(root, STAGE2, n_items=800, texts=False, regime=regime, accuracy=rate)
     (row,) = rows(root)
     (badge,) = row.why.badges
-    assert (badge.claim, badge.outcome) == ("lost sink", "refutes")
+    assert (badge.claim, badge.outcome) == ("lost first token", "refutes")
     assert "points (95 % CI" in badge.detail
     assert row.why.words == "First token causal helps"
 
@@ -95,7 +95,7 @@ def test_repair_is_told_only_with_its_control(root) -> None:
     assert row.repair.words in ("Repaired", "At least partly repaired")
     assert row.repair.badges[0].outcome == "supports"
     assert row.repair.value == pytest.approx(0.3, abs=0.05)
-    assert "repair beats its control by" in answer(row)
+    assert "fine-tuning beats its control by" in answer(row)
     assert [label for label, _ in row.steps][-1] == "Control fine-tune"
 
 
@@ -152,10 +152,10 @@ def test_order_tasks_tell_whether_it_helps_anywhere(root) -> None:
     causal = order_run(root, 0.5)
     order_run(root, 0.3, regime="bidirectional", seed=1)
     (row,) = rows(root)
-    assert row.helps.words == "In none of 1"
+    assert row.helps.words == "In none of 1 try"
     better = order_run(root, 0.65, regime="bidirectional:layers=2-", seed=2)
     (row,) = rows(root)
-    assert (row.helps.words, row.helps.reason) == ("In 1 of 2", "sciq")
+    assert (row.helps.words, row.helps.reason) == ("In 1 of 2 tries", "sciq")
     assert row.helps.runs == (causal.id, better.id)
     assert row.helps.what == "sciq, bidirectional:layers=2-"
     assert row.n == 40, "order tasks are no items of the other answers"
@@ -178,7 +178,7 @@ def test_what_helps_is_set_beside_repeating_the_prompt(root) -> None:
     order_run(root, 0.65, regime="bidirectional", seed=2)
     order_run(root, 0.9, seed=3, config={"repeat_prompt": 2})
     (row,) = rows(root)
-    assert row.helps.words == "In 1 of 1"
+    assert row.helps.words == "In 1 of 1 try"
     (badge,) = row.helps.badges
     assert (badge.claim, badge.outcome) == ("beats repetition", "refutes")
 
@@ -188,7 +188,7 @@ def test_what_is_not_shown_is_not_said_to_help(root) -> None:
     order_run(root, 0.5)
     order_run(root, 0.51, regime="bidirectional:layers=2-", seed=2)
     (row,) = rows(root)
-    assert row.helps.words == "Not shown in 1"
+    assert row.helps.words == "Not shown in 1 try"
     assert row.helps.judgement.verdict == "undecided"
 
 

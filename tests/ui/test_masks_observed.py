@@ -37,7 +37,7 @@ def test_two_regimes(root):
     ("part", "n_charts", "expected"),
     [
         ("landing", 3, "a sink that moved"),
-        ("drift", 4, "1 is the same direction in both"),
+        ("drift", 4, "1: the same direction in both"),
         ("nonsense", 4, "Click a cell to read it"),
     ],
 )
@@ -69,7 +69,7 @@ def test_one_regime(root):
 def test_too_long_shows_the_rest_and_says_why(root):
     run = make_attend(root, matrices=False, n_total=60, n_prefix=50)
     app, text = look(run, part="head")
-    assert "Without the weights of single heads" in text
+    assert "No attention weights of single heads" in text
     assert "only shares and drift are stored" in text
     assert "a sink that moved" in text  # the first part there is
     assert len(app.get("plotly_chart")) == 3
@@ -209,6 +209,6 @@ def test_damage_is_told_in_words(root, harm, expected):
 def test_requested_shows_the_observed_text(root):
     run = make_attend(root, ["causal", "bidirectional:sink=2"], pieces=[" <b>x</b>"] * 12)
     app, text = look(run, show="requested")
-    assert "8 prefix + 4 continuation" in text
+    assert "8 prefix and 4 continuation" in text
     assert "bidirectional:sink=2" in text
     assert app.get("plotly_chart")

@@ -1,13 +1,17 @@
 """What the app reads of run folders, and when it reads it again."""
 
+import gc
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 
+from bidir_core.runs import layout
 from bidir_core.runs.find import delete_run
 from bidir_core.runs.layout import COMMITTED_RUNS
-from bidir_ui.reading import data
+from bidir_ui.reading import analysis, data, scorecards
+from tests.app import pair
 from tests.factory import make_run
 
 pytestmark = pytest.mark.usefixtures("own_runs")
@@ -77,3 +81,33 @@ def test_what_changed_is_read_again_and_nothing_else(opened, tmp_path, monkeypat
     infos, again = read_again()
     assert str(a.path) not in infos
     assert again == [str(busy.path)]
+
+
+def test_what_a_server_reads_ahead_is_not_scored_again_for_its_first_reader(tmp_path, monkeypatch):
+    monkeypatch.setattr(layout, "COMMITTED_RUNS", tmp_path)
+    frozen = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(True))
+    a, b = pair(tmp_path)
+    scorecards.look_ahead()
+    assert frozen == [True], "no script's end looks through what stays"
+    monkeypatch.setattr(scorecards, "scorecard", None)
+    runs = data.list_infos()
+    assert [row.hurt.runs for row in scorecards.rows(runs)] == [(a.id, b.id)]
+    assert [run.id for run in scorecards.leading_pair(runs)] == [a.id, b.id]
+
+
+def test_of_runs_with_the_same_items_one_is_asked_whether_it_holds_an_item(tmp_path, monkeypatch):
+    monkeypatch.setattr(layout, "COMMITTED_RUNS", tmp_path)
+    a, b = pair(tmp_path)
+    others = [make_run(tmp_path, n_items=5, seed=number) for number in range(3)]
+    third = make_run(tmp_path, n_items=40, seed=4)
+    asked, really = [], data.record
+    monkeypatch.setattr(data, "record", lambda run, item: asked.append(run.id) or really(run, item))
+    runs = data.list_infos()
+    chosen = SimpleNamespace(a=data.by_id(runs, a.id), b=data.by_id(runs, b.id))
+    record = really(chosen.a, "piqa/3")
+    page = SimpleNamespace(runs=runs, pair=chosen)
+    answers = analysis.every_answer(page, "piqa/3", record)
+    assert len(answers) == 3
+    assert {a.id, b.id, third.id} < set(asked)
+    assert len({run.id for run in others} & set(asked)) == 1
