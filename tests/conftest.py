@@ -3,6 +3,7 @@
 import functools
 import gc
 import os
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -76,6 +77,27 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_models import save_tiny_model
 
     return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that ends with exit code 2 and one line, which it returns; ``beside``: other
+    lines may stand beside it."""
+    from bidir_core.cli import main
+
+    def run(words: Iterable[object], *, beside: bool = False) -> str:
+        try:
+            code = main([*map(str, words)])
+        except SystemExit as stop:
+            code = stop.code  # type: ignore[assignment]
+        said = capsys.readouterr().err
+        lines = [x for x in said.splitlines() if x.startswith("error: ") or not beside]
+        assert (code, len(lines)) == (2, 1), said
+        assert lines[0].startswith("error: ")
+        assert "Traceback" not in said
+        return lines[0]
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -71,11 +71,3 @@ def edit_lines(folder: Path, task: str, change) -> None:
     lines = lines_of(folder, task)
     change(lines)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def one_line(capsys) -> str:
-    err = capsys.readouterr().err
-    lines = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, err
-    assert "Traceback" not in err
-    return lines[0]

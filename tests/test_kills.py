@@ -98,10 +98,8 @@ def lines(tiny_folder, own_items, tmp_path_factory) -> dict[str, list[str]]:
     train += " --eval-every 0 --no-decontaminate --checkpoint-every 3"
     shorter = train.replace("--steps 12", "")
     regimes = "--regime causal --regime bidirectional"
-    evaluations = [given / regime / "runs" for regime in ("causal", "bidirectional")]
-    for runs in evaluations:
-        to_the_end(["eval", *model, *items, "--regime", runs.parent.name], runs.parent)
-    both = [str(run.path) for runs in evaluations for run in list_runs([runs])]
+    to_the_end(["eval", *model, *items, "--regime", "causal,bidirectional"], given / "both")
+    both = [str(run.path) for run in list_runs([given / "both" / "runs"])]
     to_the_end(["export", both[0], "--out", str(given / "log")], given)
     arguments = {
         "eval": [*model, *items, "--batch-tokens", "1"],

@@ -8,13 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bidir_core.analyse.compare import compare
 from bidir_core.common.errors import UserError
 from bidir_core.data.items import choice_lengths
 from bidir_core.data.tasks import MAX_LINE_BYTES, load_items, read_custom_task, task_names
-from bidir_core.evaluate.config import EvalConfig
-from bidir_core.evaluate.evaluate import evaluate
-from bidir_core.runs.run import Run
 
 GOOD = {"contexts": ["The capital of France is"], "continuations": [" Paris", " Rome"], "gold": 0}
 
@@ -172,29 +168,3 @@ def test_two_orders_of_a_users_documents_share_their_fold_and_sample(tmp_path):
         ids = [[i.pair_id for i in load_items([path], **options)] for path in (first, last)]
         assert ids[0] == ids[1]
         assert 0 < len(ids[0]) < 40
-
-
-def test_a_file_of_both_kinds_gives_one_accuracy_everywhere(tmp_path, tiny_folder, runs_dir):
-    """One context with several choices, and a context per choice: the docstring's two examples."""
-    lines = []
-    for i in range(20):
-        question, starts = [f"Is {i} even?"], [f"{i} is odd, so", f"{i} is even, so"]
-        answers = [" yes", " no, it is odd"]
-        lines.append({"contexts": question, "continuations": answers, "gold": i % 2})
-        lines.append({"contexts": starts, "continuations": [" go."], "gold": i % 2})
-    path = write(tmp_path / "both.jsonl", *lines)
-    a, b = (
-        Run(
-            evaluate(EvalConfig(model=str(tiny_folder), tasks=(path,), regime=regime, device="cpu"))
-        )
-        for regime in ("causal", "bidirectional")
-    )
-    result = compare(a, b, metric="acc_norm")
-    items = a.items(["correct", "correct_norm"])
-    one_by_one = (
-        items["correct_norm"].astype(object).where(items["correct_norm"].notna(), items["correct"])
-    )
-    assert items["correct_norm"].isna().sum() == 20
-    for own in (a.metrics["tasks"]["both"]["acc_norm"], result.tasks[0].acc_a, result.macro.acc_a):
-        assert own == pytest.approx(one_by_one.astype(float).mean())
-    assert result.macro.acc_b == pytest.approx(b.metrics["macro"]["acc_norm"])

@@ -177,13 +177,11 @@ def test_jsonl_prompts_and_a_limit(tmp_path):
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    name, text, flags, says, tmp_path, tiny_folder, runs_dir, capsys
+    name, text, flags, says, tmp_path, tiny_folder, runs_dir, refused
 ):
     path = tmp_path / name
     if text is not None:
         path.write_text(text, encoding="utf-8")
     line = ["recommend", "--model", str(tiny_folder), "--device", "cpu", "--prompts", str(path)]
-    assert main([*line, *flags]) == 2
-    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert says in error
+    assert says in refused([*line, *flags], beside=True)
     assert not runs_dir.exists()

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from bidir_core.report import paper as paper_module
 from bidir_core.report.paper import write_paper
 from bidir_core.report.report import build_report
 from bidir_core.report.sections import Report
@@ -31,12 +30,6 @@ def three_seeds(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def committed_report() -> Report:
     return build_report(roots=[COMMITTED_RUNS])
-
-
-@pytest.fixture
-def no_figures(monkeypatch) -> None:
-    """Where numbers and claims alone are looked at: figures take most of a paper's time."""
-    monkeypatch.setattr(paper_module, "FIGURES", {})
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,7 @@ def statuses(folder: Path) -> dict[str, str]:
     return {claim["claim"]: claim["status"] for claim in claims}
 
 
-def test_repair_is_claimed_of_the_interaction_alone(tmp_path, repaired, paper, no_figures):
+def test_repair_is_claimed_of_the_interaction_alone(tmp_path, repaired, paper):
     repair = "Part of what 3B gains over the base model under bidirectional prefill is repair of "
     repair += "the mask, not ordinary tuning."
     assert statuses(paper)[repair] == "supported"
@@ -64,7 +64,6 @@ def _is(run, code: str, regime: str) -> bool:
     return record.get("objective") == code and run.regime == regime
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_small_runs_leave_claims_undecided_with_the_cautions_they_need(tmp_path):
     evaluation(tmp_path / "runs", "causal", 0.5, n_items=50, config={"fold": "explore"})
     evaluation(tmp_path / "runs", "bidirectional", 0.48, n_items=50, config={"fold": "explore"})
@@ -75,7 +74,6 @@ def test_small_runs_leave_claims_undecided_with_the_cautions_they_need(tmp_path)
     assert all("explore fold" in claim["cautions"][0] for claim in claims)
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_published_numbers_alone_make_claims_of_unpaired_intervals(tmp_path):
     published = [run for run in list_runs([COMMITTED_RUNS]) if run.is_reference]
     folder = write_paper(build_report(published, roots=[COMMITTED_RUNS]), tmp_path / "paper")

@@ -136,7 +136,6 @@ def test_so_it_does_with_seeds_dials_errors_and_missing_items(seeded):
     assert "unpaired" in (folder / "tables" / "contrasts.tex").read_text()
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_the_committed_runs_make_a_paper_whose_numbers_come_out_again(committed_report, tmp_path):
     folder = write_paper(committed_report, tmp_path / "paper")
     assert check_numbers(COMMITTED_RUNS, folder, committed_report) > 300

@@ -87,12 +87,8 @@ def test_the_command_writes_markdown_and_tables(repaired, tmp_path, capsys):
         ("--paper p --runs-dir .", "no finished runs"),
     ],
 )
-def test_bad_input_is_one_line(words, says, repaired, capsys, monkeypatch, tmp_path):
+def test_bad_input_is_one_line(words, says, repaired, refused, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     line = words.replace("RUNS", str(repaired)).split()
-    assert main(["report", "--runs-dir", str(repaired), *line]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert says in error
-    assert error.count("\n") == 1
+    assert says in refused(["report", "--runs-dir", repaired, *line])
     assert not list(tmp_path.iterdir())

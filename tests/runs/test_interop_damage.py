@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from bidir_core.cli import main
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.lm_eval_import import import_results
 from bidir_core.runs.writer import RunWriter
-from tests.interop_files import edit_lines, edit_results, one_line
+from tests.interop_files import edit_lines, edit_results
 
 
 def drop(folder: Path, pattern: str) -> None:
@@ -98,11 +97,10 @@ BAD: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_sentence_and_writes_nothing(case, copy, runs_dir, capsys):
+def test_bad_input_is_one_sentence_and_writes_nothing(case, copy, runs_dir, refused):
     damage, expected = BAD[case]
     damage(copy)
-    assert main(["import", str(copy)]) == 2
-    line = one_line(capsys)
+    line = refused(["import", str(copy)], beside=True)
     assert expected in line
     assert str(copy) in line
     assert not list(runs_dir.rglob("*"))
@@ -121,13 +119,12 @@ def test_bad_input_is_one_sentence_and_writes_nothing(case, copy, runs_dir, caps
         (["--runs-dir", __file__], "test_interop_damage.py"),
     ],
 )
-def test_bad_arguments(words, expected, copy, runs_dir, capsys):
-    assert main(["import", str(copy), *words]) == 2
-    assert expected in one_line(capsys)
+def test_bad_arguments(words, expected, copy, runs_dir, refused):
+    assert expected in refused(["import", str(copy), *words], beside=True)
     assert not list(runs_dir.rglob("*"))
 
 
-def test_paths_that_are_not_its_own(theirs, tmp_path, runs_dir, monkeypatch, capsys):
+def test_paths_that_are_not_its_own(theirs, tmp_path, runs_dir, monkeypatch, refused):
     (tmp_path / "notes.txt").write_text("x")
     for name in ("one", "two"):
         shutil.copytree(next(theirs.iterdir()), tmp_path / "out" / name)
@@ -136,11 +133,9 @@ def test_paths_that_are_not_its_own(theirs, tmp_path, runs_dir, monkeypatch, cap
         ("notes.txt", "is not named like"),
         ("out", "results of 2 models (one, two)"),
     ):
-        assert main(["import", str(tmp_path / path)]) == 2
-        assert expected in one_line(capsys)
+        assert expected in refused(["import", str(tmp_path / path)], beside=True)
     monkeypatch.setenv("BIDIR_READ_ONLY", "1")
-    assert main(["import", str(theirs)]) == 2
-    assert "read-only" in one_line(capsys)
+    assert "read-only" in refused(["import", str(theirs)], beside=True)
 
 
 def test_a_crash_while_writing_leaves_nothing(copy, runs_dir, monkeypatch):

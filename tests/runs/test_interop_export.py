@@ -9,7 +9,6 @@ import pytest
 
 from bidir_core.analyse.compare import compare
 from bidir_core.analyse.pairing import pair
-from bidir_core.cli import main
 from bidir_core.common.errors import UserError
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.evaluate.evaluate import evaluate
@@ -24,7 +23,6 @@ from tests.interop_files import (
     TOKENIZER_KEYS,
     edit_results,
     lines_of,
-    one_line,
     results_of,
 )
 
@@ -111,7 +109,7 @@ def test_an_import_goes_out_again_with_its_hashes(imported, theirs, tmp_path):
             assert [line[key] for line in mine] == [line[key] for line in their], key
 
 
-def test_a_bidirectional_run_says_so_and_comes_back_as_one(config, theirs, tmp_path, capsys):
+def test_a_bidirectional_run_says_so_and_comes_back_as_one(config, theirs, tmp_path, refused):
     path = evaluate(replace(config, regime="bidirectional:sink=1", tasks=("piqa",)))
     files, _ = export_run(Run(path), tmp_path / "out")
     results = json.loads(files[-1].read_text())
@@ -120,8 +118,9 @@ def test_a_bidirectional_run_says_so_and_comes_back_as_one(config, theirs, tmp_p
     back = Run(import_results(tmp_path / "out", runs_dir=tmp_path / "runs").path)
     assert (back.stage, back.regime) == ("stage2_prefill_bidir_eval", "bidirectional:sink=1")
     words = ["import", str(tmp_path / "out"), "--runs-dir", str(tmp_path / "runs")]
-    assert main([*words, "--regime", "causal"]) == 2
-    assert "was made under bidirectional:sink=1" in one_line(capsys)
+    assert "was made under bidirectional:sink=1" in refused(
+        [*words, "--regime", "causal"], beside=True
+    )
     stage2 = import_results(theirs, regime="bidirectional", runs_dir=tmp_path / "runs")
     assert Run(stage2.path).stage == "stage2_prefill_bidir_eval"
 
@@ -148,13 +147,14 @@ def test_a_compact_run_is_joined_with_its_data_and_comes_back(config, ours, chan
             pair(back, ours)
 
 
-def test_a_compact_run_without_its_data_is_refused(config, tmp_path, capsys):
+def test_a_compact_run_without_its_data_is_refused(config, tmp_path, refused):
     run = unsealed(Run(evaluate(replace(config, compact=True, tasks=("piqa",)))))
     moved = json.loads((run.path / "config.json").read_text())
     moved["config"]["data_source"] = str(tmp_path / "gone")
     (run.path / "config.json").write_text(json.dumps(moved))
-    assert main(["export", str(run.path), "--out", str(tmp_path / "none")]) == 2
-    assert "kept no texts (--compact) and they cannot be joined back" in one_line(capsys)
+    assert "kept no texts (--compact) and they cannot be joined back" in refused(
+        ["export", str(run.path), "--out", str(tmp_path / "none")], beside=True
+    )
     assert not (tmp_path / "none").exists()
 
 
@@ -170,23 +170,22 @@ def test_a_users_own_task_keeps_its_document(tiny_folder, own_items, tmp_path):
     assert back.items(["doc_hash", "gold"]).equals(run.items(["doc_hash", "gold"]))
 
 
-def test_exports_that_cannot_be(ours, tmp_path, capsys):
+def test_exports_that_cannot_be(ours, tmp_path, refused):
     from tests.factory import make_reference, make_run
 
     partial = make_run(tmp_path / "runs", n_items=10, state="failed")
     published = make_reference(tmp_path / "runs", tasks={"piqa": 0.6})
     words = ["--out", str(tmp_path / "out")]
     for run, expected in ((partial, "is failed: CUDA"), (published, "has no scored items")):
-        assert main(["export", str(run.path), *words]) == 2
-        assert expected in one_line(capsys)
+        assert expected in refused(["export", str(run.path), *words], beside=True)
     assert not (tmp_path / "out").exists()
     export_run(ours, tmp_path / "out")
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.json*")}
-    assert main(["export", str(ours.path), *words]) == 2
-    assert "exists already" in one_line(capsys)
+    assert "exists already" in refused(["export", str(ours.path), *words], beside=True)
     (tmp_path / "file").write_text("")
-    assert main(["export", str(ours.path), "--out", str(tmp_path / "file")]) == 2
-    assert "cannot be written" in one_line(capsys)
+    assert "cannot be written" in refused(
+        ["export", str(ours.path), "--out", str(tmp_path / "file")], beside=True
+    )
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.json*")}
 
 
