@@ -176,7 +176,8 @@ def _sentence(run: Observed) -> None:
             html.div("", html.el("b", name), fmt.tie(f": {first} to the first token{ahead}"))
         )
     n = f"{fmt.count(run.metrics['n_items'])} items" if run.is_summary else "one text, n = 1"
-    html.show(html.div("b b-lead", "Where the prompt's attention goes", *lines))
+    widgets.heading("Where the prompt's attention goes")
+    html.show(html.div("b b-lead", *lines))
     ends = ", 95 % intervals" if run.is_summary else ""
     widgets.note(f"Mean over layers and heads, {n}{ends}.")
 

@@ -241,7 +241,8 @@ def details(rows: Sequence[Row]) -> None:
             badges = [badge for cell in cells for badge in cell.badges]
             found = [(f"{SIGNS[b.outcome]} {b.title}", fmt.tie(b.detail)) for b in badges]
             if found:
-                parts += [html.el("h3", row.title, cls="b-h3"), widgets.facts_html(found)]
+                summary = html.el("summary", f"Controls, {row.title} ({len(found)})")
+                parts.append(html.el("details", summary, widgets.facts_html(found)))
         html.show(html.div("b b-fold", *parts))
 
 
