@@ -64,7 +64,6 @@ def _report(
     paths: tuple[str, ...],
     around: tuple[str, ...],
     model: str,
-    regime: str,
     metric: str,
     stamp: str,
 ) -> sections.Report:
@@ -73,7 +72,6 @@ def _report(
         named or None,
         model=model or None,
         pair=(both[0], both[1]) if both else None,
-        regime=regime or None,
         metric=metric,
     )
 
@@ -90,21 +88,14 @@ def build(page: Page, chosen: Sequence[RunInfo], metric: str) -> CachedReport:
 
     Remembered until a finished run comes, goes or changes. UserError if there is nothing to say.
     """
-    known = [(run.id, run.modified) for run in page.runs if usable(run)]
+    known = [(run.id, run.modified) for run in page.runs if usable(run) or run.is_point]
     stamp = hashlib.sha256(repr(known).encode()).hexdigest()
     a, b = page.pair.a, page.pair.b
     both = [r for r in (a, b) if r is not None and (usable(r) or (r.is_point and r.is_done))]
-    around: tuple[str, ...] = ()
-    regime = ""
-    if not chosen and len(both) == 2:
-        chosen = scorecards.beside([r for r in page.runs if usable(r) or r.is_point], *both)
-        if not chosen:
-            named = url.get("a") or url.get("b")
-            around = tuple(run.path for run in both) if named else ()
-        elif both[1].regime.startswith("bidirectional") and not both[1].checkpoint:
-            regime = both[1].regime
+    named = not chosen and len(both) == 2 and (url.get("a") or url.get("b"))
+    around = tuple(run.path for run in both) if named else ()
     model = "" if chosen or around or a is None else a.model
-    asked = (tuple(run.path for run in chosen), around, model, regime, metric, stamp)
+    asked = (tuple(run.path for run in chosen), around, model, metric, stamp)
     with widgets.waiting("Computing the report", 40, 96, 230):
         return CachedReport(_report(*asked), repr(asked))
 

@@ -14,9 +14,10 @@ from itertools import pairwise
 from pathlib import Path, PurePath
 from typing import Any
 
+from bidir_core.analyse.pairing import repeats
 from bidir_core.common.errors import UserError
 from bidir_core.regimes import parse_regime
-from bidir_core.runs.layout import EVAL_DIRS, FINETUNE_DIRS
+from bidir_core.runs.layout import EVAL_DIRS, FINETUNE_DIRS, LAB
 from bidir_core.runs.run import Run
 
 # Settings that must agree for two evaluations to hold the same items in the same prompts; their
@@ -227,6 +228,42 @@ def items_key(run: Run, *, dtype: bool = False) -> tuple[tuple[str, str], ...]:
     return tuple(values)
 
 
+def is_usual(settings: Mapping[str, Any]) -> bool:
+    """Whether prompts are asked as they are: whole, once, without template, patch or another BOS."""
+    plain = not settings.get("chat_template") and not settings.get("patch")
+    whole = settings.get("context") in (None, "full") and repeats(settings) == 1
+    return plain and whole and settings.get("bos") in (None, "auto")
+
+
+def swept(evaluations: Sequence[Run], runs: Iterable[Run]) -> list[Run]:
+    """Points of finished sweeps in place of evaluations that were not made: the untrained model
+    under causal, bidirectional and ``sink=1``. ``runs``: newest first."""
+    made = {
+        (items_key(run, dtype=True), run.regime)
+        for run in evaluations
+        if run.stage != LAB and not run.settings.get("checkpoint") and is_usual(run.settings)
+    }
+    sweeps = [
+        [
+            point
+            for point in run.points()
+            if is_usual(point.settings)
+            and not point.settings.get("checkpoint")
+            and point.state == "done"
+        ]
+        for run in runs
+        if run.stage == LAB and run.state == "done"
+    ]
+    found = []
+    for points in sorted(sweeps, key=len, reverse=True):  # the fullest first, as the scorecard does
+        for point in points:
+            key = items_key(point, dtype=True), point.regime
+            if point.regime in SWEPT and key not in made:
+                made.add(key)
+                found.append(point)
+    return found
+
+
 def _unusable(run: Run) -> str | None:
     if run.state == "corrupt":
         return f"corrupt: {run.error}"
@@ -286,6 +323,7 @@ def _age(run: Run) -> tuple[str, str]:
 
 BASE = "base"
 CAUSAL = "causal"
+SWEPT = (CAUSAL, "bidirectional", "bidirectional:sink=1")
 UNKNOWN = "unknown"
 ORDER = (BASE, "3B", "3C", "distill", "3A", UNKNOWN)
 

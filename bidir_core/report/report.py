@@ -9,7 +9,7 @@ from pathlib import Path
 from bidir_core.analyse import stats
 from bidir_core.analyse.judgement import Findings
 from bidir_core.analyse.pairing import check_metric
-from bidir_core.analyse.study import Study, items_key, make_study
+from bidir_core.analyse.study import Study, items_key, make_study, swept
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import replacing
 from bidir_core.data.assets import EMBEDDED_MODEL
@@ -71,7 +71,7 @@ def choose_study(model: str | None, runs: Sequence[Run]) -> Study:
     # Fine-tunes come in through the evaluations of their checkpoints.
     # An imported run has no token counts and no probe: it is in a report only if it is named.
     evals = [run for run in finished if run.config.get("kind") not in ("finetune", "imported")]
-    return make_study(evals, others=runs, mixed_dtypes=False)
+    return make_study([*evals, *swept(evals, finished)], others=runs, mixed_dtypes=False)
 
 
 def about(study: Study, regime: str) -> Study:
@@ -90,10 +90,10 @@ def around(a: Run, b: Run, runs: Sequence[Run]) -> Study:
     """A study of the items, model and number format of run ``a``, about the regime of run ``b``
     if that is one of the untrained model."""
     wanted = items_key(a, dtype=True)
-    evaluations = [
-        run for run in runs if run.stage in EVAL_DIRS and items_key(run, dtype=True) == wanted
-    ]
-    study = make_study(evaluations, others=runs)
+    evaluations = [run for run in (*runs, a, b) if run.stage in EVAL_DIRS or run.is_point]
+    evaluations += swept(evaluations, runs)
+    alike = [run for run in evaluations if items_key(run, dtype=True) == wanted]
+    study = make_study(alike, others=runs)
     is_known = b.regime in study.bidirectional_regimes(study.base)
     return replace(study, regime=b.regime) if is_known else study
 

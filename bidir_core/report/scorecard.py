@@ -22,7 +22,7 @@ from bidir_core.analyse.contrasts import Contrast
 from bidir_core.analyse.judgement import Findings
 from bidir_core.analyse.order_help import Trial, beside, order_trials
 from bidir_core.analyse.pairing import repeats
-from bidir_core.analyse.study import CAUSAL, items_key, make_study
+from bidir_core.analyse.study import CAUSAL, is_usual, items_key, make_study
 from bidir_core.analyse.verdict import Judgement, Verdict, in_points, judge, size
 from bidir_core.common.errors import UserError
 from bidir_core.common.formatting import count, points
@@ -184,18 +184,12 @@ def _row(runs: Sequence[Run], limit: int | None) -> Row | None:
 
 def _is_full(run: Run) -> bool:
     """An evaluation, asked as it is."""
-    kind, context = run.config.get("kind") or "eval", run.settings.get("context") or "full"
-    return kind == "eval" and context == "full" and _is_usual(run.settings)
+    return (run.config.get("kind") or "eval") == "eval" and is_usual(run.settings)
 
 
 def _is_plain(run: Run) -> bool:
     """The untrained model's, with its items."""
     return run.has_items and not run.settings.get("checkpoint") and _is_full(run)
-
-
-def _is_usual(settings: Mapping[str, object]) -> bool:
-    usual = settings.get("bos") in (None, "auto") and not settings.get("chat_template")
-    return usual and not settings.get("patch") and repeats(settings) == 1
 
 
 def _asks_order(run: Run) -> bool:
@@ -396,7 +390,7 @@ def _helps(runs: Sequence[Run]) -> Cell | None:
     """The best of all ways of looking ahead on order tasks, and in how many of them it helps."""
     asked = [run for run in runs if run.has_items and not run.settings.get("patch")]
     try:
-        trials = order_trials([run for run in asked if _is_usual(run.settings)])
+        trials = order_trials([run for run in asked if is_usual(run.settings)])
     except UserError:
         return None
     if not trials:

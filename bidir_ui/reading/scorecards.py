@@ -14,8 +14,6 @@ from bidir_ui.kit import widgets
 from bidir_ui.reading import data
 from bidir_ui.reading.data import RunInfo
 
-SINK = "bidirectional:sink=1"
-
 
 def rows(runs: Sequence[RunInfo], limit: int | None = None) -> list[Row]:
     """Remembered until a finished run comes, goes or changes."""
@@ -92,17 +90,3 @@ def leading_sweep(runs: tuple[RunInfo, ...]) -> str:
     told_by = first.why.runs if first is not None and first.why is not None else ()
     sweeps = {run_id.partition("/points/")[0] for run_id in told_by}
     return sweeps.pop() if len(sweeps) == 1 else ""
-
-
-def beside(runs: Sequence[RunInfo], a: RunInfo, b: RunInfo) -> list[RunInfo]:
-    """For a pair with a sweep's point, which no list of runs holds: the pair, the sweep's sink=1 and
-    the model's finished runs on the same items. Nothing for any other pair."""
-    if not (a.is_point or b.is_point):
-        return []
-    sweeps = {run.id.rpartition("/")[0] for run in (a, b) if run.is_point}
-
-    def counts(run: RunInfo) -> bool:
-        swept = run.id.rpartition("/")[0] in sweeps and run.regime == SINK and not run.variant
-        return run in (a, b) or swept or not run.is_point
-
-    return [run for run in runs if run.is_done and run.same_items(a) and counts(run)]

@@ -17,6 +17,7 @@ from bidir_core.report.report import build_report
 from bidir_core.runs.find import find_run, list_runs
 from bidir_core.runs.layout import COMMITTED_RUNS
 from tests.factory import make_run, unsealed
+from tests.lab_factory import SINKS, make_sweep
 from tests.report_runs import REPAIRED, evaluation, make_finetune, report, section, two_by_two
 
 
@@ -283,3 +284,18 @@ def test_the_fullest_set_of_a_model_is_chosen(tmp_path):
     assert result.study.model == "smollm2-135m-instruct"
     assert {arm.code for arm in result.study.arms} == {"base", "3B", "3C"}
     assert build_report(roots=[tmp_path], model="another").study.model == "another"
+
+
+def test_a_sweeps_points_stand_for_evaluations_that_nobody_made(tmp_path):
+    sweep = make_sweep(tmp_path, SINKS, n_items=100)
+    make_sweep(tmp_path, SINKS[:1], n_items=100)  # newer, of fewer points
+    make_run(tmp_path, n_items=100, config={"context": "none", "limit": 500})
+    alone = build_report(roots=[tmp_path]).study
+    names = ("causal", "bidirectional", "bidirectional:sink=1")
+    ids = {regime: alone.runs(alone.base, regime)[0].id for regime in names}
+    slugs = {regime: regime.replace(":", "_").replace("=", "-") for regime in names}
+    assert ids == {regime: f"{sweep.id}/points/{slug}" for regime, slug in slugs.items()}
+    made = make_run(tmp_path, n_items=100, config={"limit": 500})
+    study = build_report(roots=[tmp_path]).study
+    assert study.runs(study.base, "causal")[0].id == made.id
+    assert study.runs(study.base, "bidirectional")[0].id == ids["bidirectional"]
