@@ -63,9 +63,9 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 only when its results are on disk."""
-    # Before torch is imported: on a busy CPU, threads that spin while they wait hold up those they
-    # wait for.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Before torch is imported: on a busy CPU, threads that spin for long while they wait hold up
+    # those they wait for.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may lack a model's characters
             stream.reconfigure(errors="backslashreplace")

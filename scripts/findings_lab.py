@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 from functools import cache, partial
@@ -40,6 +41,7 @@ EVIDENCE = {
 FIRST = 500  # the study's own limit: items of each task
 COSTLIEST = 6  # windows of layers shown
 ENDS = ("mean", "low", "high")
+LAYERS = re.compile(r"layers=\d+-(?=`)")
 FAMILY = 3  # so many ranges of one width are a sweep's windows; fewer were given one by one
 
 
@@ -182,6 +184,29 @@ def attention(model: str) -> str:
         f"on tokens ahead | length of the first token's state behind layer {middle}"
     )
     return basis(run) + table(header, rows)
+
+
+SINK_RUNS = {
+    "SmolLM2 135M": ("20261130-210904_sink-smollm2", "20261130-213959_rescued-smollm2"),
+    "Gemma 3 270M": ("20261130-213244_sink-gemma", "20261130-215429_rescued-gemma"),
+    "Qwen2.5-Coder 0.5B": ("20261130-211418_sink-qwen-0.5b", "20261130-214315_rescued-qwen-0.5b"),
+    "Qwen2.5-Coder 1.5B": ("20261130-220506_sink-qwen-1.5b", "20261130-221539_rescued-qwen-1.5b"),
+}
+
+
+def sinks() -> str:
+    """How much of the prompt's attention goes to each head's most attended token: is there a sink?"""
+    rows, header, notes = [], [""], []
+    for title, names in SINK_RUNS.items():
+        runs = [Run(COMMITTED_RUNS / LAB / name) for name in names]
+        every = [entry for run in runs for entry in (run.metrics or {})["observed"]]
+        shown = [entry for entry in every if entry["regime"] != "bidirectional:hide=0"]
+        header = ["model", *(LAYERS.sub("layers=A-", short(e["regime"])) for e in shown)]
+        shares = [entry["overall"]["prefix"]["top"] for entry in shown]
+        ends = [[f"{100 * share[end][0]:.1f}" for end in ENDS] for share in shares]
+        rows.append([title, *(f"{mean} ({low} to {high})" for mean, low, high in ends)])
+        notes.append(str((runs[0].metrics or {})["n_items"]))
+    return f"In %; {', '.join(notes)} items, float32, CPU.\n\n" + table(" | ".join(header), rows)
 
 
 def sweep(model: str) -> str:
@@ -327,10 +352,10 @@ def basis(run: Run) -> str:
     return f"`{run.id}`: {facts}.\n\n"
 
 
-SECOND_TABLES = (sweep, points, prompts, layers, attention)
-BLOCKS: Blocks = {"attention": partial(attention, EMBEDDED)}
+TABLES_BY_MODEL = (sweep, points, prompts, layers, attention)
+BLOCKS: Blocks = {"sinks": sinks}
 TABLES: Blocks = {
-    **{block.__name__: partial(block, EMBEDDED) for block in (sweep, points, prompts, layers)},
+    **{block.__name__: partial(block, EMBEDDED) for block in TABLES_BY_MODEL},
     "controls": controls,
-    **{f"gemma_{block.__name__}": partial(block, SECOND) for block in SECOND_TABLES},
+    **{f"gemma_{block.__name__}": partial(block, SECOND) for block in TABLES_BY_MODEL},
 }

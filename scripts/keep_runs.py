@@ -83,7 +83,10 @@ def _write_copy(run: Run, folder: Path, *, items: bool, options: argparse.Namesp
     for name in TEXTS:
         if (run.path / name).is_file():
             text = (run.path / name).read_text(encoding="utf-8")
-            (folder / name).write_text(text.replace(f"{made_in}/", "runs/"), encoding="utf-8")
+            text = text.replace(f"{made_in}/", "runs/").replace(f'"{made_in}"', '"runs"')
+            (folder / name).write_text(text, encoding="utf-8")
+    if (run.path / "summary.npz").is_file():  # attention over many items
+        shutil.copyfile(run.path / "summary.npz", folder / "summary.npz")
     config = read_json(folder / "config.json")
     if items:
         scores = read_parquet(run.path / "items.parquet", SCORES)
@@ -104,7 +107,8 @@ def _write_copy(run: Run, folder: Path, *, items: bool, options: argparse.Namesp
     if options.shared_device:
         metrics["cost"] = {**metrics["cost"], "shared_device": True}
     shared = shared_files(folder, config.get("texts"), config.get("texts_in"))
-    write_json(folder / "metrics.json", sealed(metrics, folder, shared), dense=run.is_point)
+    dense = run.is_point or "observed" in metrics
+    write_json(folder / "metrics.json", sealed(metrics, folder, shared), dense=dense)
 
 
 def keep_shares(run: Run, folder: Path, n_regimes: int) -> None:
