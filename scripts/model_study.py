@@ -11,7 +11,9 @@ in bfloat16, compact records. What decides is fixed here, before any result:
 - the law asks for what ``lab --preset law`` does;
 - of the learning rates in :data:`RATES` the one with the best macro accuracy under bidirectional prefill
   on the explore half, seed 0 of 3B, is taken for every objective and seed of the method. What is
-  claimed is measured on the confirm half.
+  claimed is measured on the confirm half;
+- of the fine-tunes of :data:`FEWER_STEPS` the shortest one counts that lies, bidirectionally, at most a
+  point below the base model's causal accuracy on the explore half.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from bidir_core.evaluate.evaluate import evaluate
 from bidir_core.explain.configs import RecommendConfig
 from bidir_core.explain.recommend import recommend
 from bidir_core.explain.sweep import run_lab
-from bidir_core.explain.sweep_points import LabConfig, predicted_regime
+from bidir_core.explain.sweep_points import LabConfig, open_from, predicted_regime
 from bidir_core.models import loading
 from bidir_core.runs.layout import runs_roots
 from bidir_core.runs.run import Run
@@ -48,6 +50,7 @@ ORDER_TASKS = tuple(
     for order in ("first", "last")
 )
 RATES = {"lora": (2e-4, 5e-4, 1e-3), "full": (1e-5, 3e-5)}
+FEWER_STEPS = {"3B": (25, 50, 100), "distill": (100,)}  # of LoRA, seed 0
 SEEDS = {"lora": (0, 1, 2), "full": (0,)}
 OBJECTIVES = ("3B", "3C", "distill")
 B = "bidirectional"
@@ -100,10 +103,12 @@ class Study:
             yield from self._repair(model, "lora")
         for model in self.models:
             yield Step(f"controls-{short(model)}", model, self._controls, predicted(model))
+            yield Step(f"top-{short(model)}", model, self._hidden_on_top, predicted(model))
         for model in self.order:
             if model in self.repair:
                 yield from self._order_repaired(model)
         for model in self.repair:
+            yield from self._fewer_steps(model)
             yield from self._rates(model, "full")
             yield from self._repair(model, "full")
 
@@ -125,6 +130,13 @@ class Study:
             name = f"{short(model)}-3B-opened-lora-seed0-{B}"
             yield Step(name, model, self._train, searched(model, "lora"), settings)
 
+    def _fewer_steps(self, model: str) -> Iterator[Step]:
+        for objective, numbers in FEWER_STEPS.items():
+            for steps in numbers:
+                name = f"{short(model)}-{objective}-lora-steps{steps}-seed0-{B}"
+                settings = {"objective": objective, "method": "lora", "seed": 0, "steps": steps}
+                yield Step(name, model, self._train, searched(model, "lora"), settings)
+
     def _order(self, model: str) -> Iterator[Step]:
         for label, changes in (
             ("causal", {}),
@@ -132,6 +144,7 @@ class Study:
             ("sink1", {"regime": f"{B}:sink=1"}),
             ("layers2", {"regime": f"{B}:layers=2-"}),
             ("opened", {"regime": "opened"}),
+            ("kl", {"regime": "kl"}),
             ("twice", {"repeat_prompt": 2}),
         ):
             name = f"order-{label}-{short(model)}"
@@ -165,6 +178,13 @@ class Study:
         sweep = ("hide=0", "self=2,10,30", "sink=1")
         run_lab(LabConfig(**self._common(step), sweep=sweep, controls=True))
 
+    def _hidden_on_top(self, step: Step) -> None:
+        """The first token hidden, and seen, in the last two thirds of the layers and in the last."""
+        n_layers = prediction(step.model)["n_layers"]
+        ranges = ",".join(f"{n_layers * third // 3}-" for third in (1, 2))
+        sweep = (f"layers={ranges}", f"layers={ranges}*hide=0")
+        run_lab(LabConfig(**self._common(step), sweep=sweep))
+
     def _evaluate(self, step: Step) -> None:
         evaluate(EvalConfig(**(self._common(step) | step.settings)))
 
@@ -172,6 +192,9 @@ class Study:
         changes = {"tasks": ORDER_TASKS, **step.settings}
         if changes.get("regime") == "opened":
             changes["regime"] = recommended(step.model)
+        if changes.get("regime") == "kl":
+            stored = prediction(step.model)
+            changes["regime"] = str(open_from(min(stored["predictions"]["kl"], stored["n_layers"] - 1)))
         if arm := changes.pop("arm", None):
             names = Names.of(short(step.model), [runs_folder()])
             trained = names.trained(f"{arm}-lora", 0)
@@ -241,8 +264,13 @@ def searched(model: str, method: str) -> tuple[str, ...]:
 
 def recommended(model: str) -> str:
     """The regime that unlabelled prompts predict."""
+    return predicted_regime(prediction(model))
+
+
+def prediction(model: str) -> dict[str, Any]:
+    """What was stored of a model before its labels were scored."""
     (run, *_) = finished()[f"recommend-{short(model)}"]
-    return predicted_regime(run.metrics or {})
+    return run.metrics or {}
 
 
 def runs_folder() -> Path:
