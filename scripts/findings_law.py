@@ -24,6 +24,7 @@ NAMES = {
     "qwen-1.5b": "Qwen2.5-Coder 1.5B",
 }
 CAUSAL = "causal"
+LIMITED_CAUSAL = "stage1_vanilla_eval/20261122-230405_limit500"
 
 
 def named(prefix: str) -> dict[str, Run]:
@@ -111,6 +112,23 @@ def chat() -> str:
     return "; ".join(parts) + ".\n"
 
 
+def top() -> str:
+    """Upper layers that see the first token, and that cannot; whole sets but for one run of 500 a task."""
+    rows = []
+    for name in NAMES:
+        sweep = Sweep(named("top-")[name])
+        compared = sweep.outcomes(sweep.usual, "acc")
+        assert compared is not None
+        for slug, point in sweep.points.items():
+            if slug != CAUSAL:
+                rows.append([name, sweep.run.id, point.regime, delta(compared.delta(CAUSAL, slug))])
+    for name, run in named("causal-top-hide0-").items():
+        causal = Run(COMMITTED_RUNS / LIMITED_CAUSAL)
+        limited = outcomes(causal, {CAUSAL: causal, "hidden": run}, "acc")
+        rows.append([name, run.id, str(run.regime), delta(limited.delta(CAUSAL, "hidden"))])
+    return table("model | run | regime | against causal, points (95 % CI)", rows)
+
+
 def law() -> str:
     """Every swept A of every model, by half."""
     rows = []
@@ -163,5 +181,10 @@ def predictions() -> str:
     return table(header, rows)
 
 
-BLOCKS: Blocks = {"models": models, "context": context, "chat": chat, "predictions": predictions}
-TABLES: Blocks = {"law": law, "dials": dials}
+BLOCKS: Blocks = {
+    "models": models,
+    "context": context,
+    "chat": chat,
+    "predictions": predictions,
+}
+TABLES: Blocks = {"law": law, "dials": dials, "top": top}

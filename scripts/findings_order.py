@@ -33,6 +33,7 @@ ARMS = {  # of a run's name, and the words for it
     "bidirectional": "bidirectional",
     "sink1": "`sink=1`",
     "opened": "`layers=A-`",
+    "kl": "`layers=A-`, A by `kl`",
     "twice": "causal, prompt twice",
     "3C-causal": "3C, causal",
     "3B-causal": "3B, causal",

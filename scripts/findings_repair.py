@@ -7,6 +7,7 @@ docs/claims.json and docs/recipes.json, as these are records too.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from bidir_core.runs.layout import COMMITTED_RUNS, NONPREFILL, STAGE1, STAGE2, STAGE4
 from bidir_core.runs.run import Run
 from scripts.pages import DOCS, Blocks, delta, table
-from scripts.repair import Names, estimate
+from scripts.repair import FOLDS, B, Names, difference, each_name, each_run, estimate
 
 STUDY = "qwen-1.5b"  # the second model's, in docs/claims-qwen-1.5b.json
 Json = Mapping[str, Any]
@@ -103,6 +104,25 @@ def published_accuracy(arm: str) -> str:
     return " / ".join(f"{published(stage):.1f}" for stage in stages) if stages else "not run"
 
 
+def fewer() -> str:
+    """What shorter fine-tunes of 3B with LoRA leave of the 1.5B's damage, seed 0, beside the long one."""
+    names = Names.of(STUDY)
+    pattern = re.compile(rf"{STUDY}-3B-lora-steps(\d+)-seed0")
+    short = {int(match[1]): name for name in names.runs if (match := pattern.fullmatch(name))}
+    trained = [*(short[steps] for steps in sorted(short)), names.trained("3B-lora", 0)]
+    wanted = [f"{name}-{B}" for name in trained]
+    right = each_name(names, each_run(names, wanted), wanted)
+    rows = []
+    for name in trained:
+        metrics = names.runs[name][0].metrics or {}
+        sides = [(1, [f"{name}-{B}"]), (-1, [names.stage1])]
+        halves = [difference(right, sides, fold) for fold in FOLDS]
+        seconds = f"{metrics['cost']['seconds']:.0f}"
+        cells = [interval(half) if half else "not run" for half in halves]
+        rows.append([f"{metrics['steps']}", f"{metrics['tokens'] / 1e6:.1f} M", seconds, *cells])
+    return table(f"steps | useful tokens | seconds, shared H200 | {' | '.join(FOLDS)}", rows)
+
+
 def by_task() -> str:
     """Every difference of the 1.5B's study, task by task, on all items."""
     rows = [
@@ -120,4 +140,4 @@ def by_task() -> str:
 
 
 BLOCKS: Blocks = {"models": models}
-TABLES: Blocks = {f"repair_by_task_{STUDY}": by_task}
+TABLES: Blocks = {f"repair_by_task_{STUDY}": by_task, f"repair_fewer_steps_{STUDY}": fewer}

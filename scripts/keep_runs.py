@@ -3,8 +3,8 @@
     python -m scripts.keep_runs RUNS --items '*-full-seed0-*' 'bf16-*' --shared-device
 
 Copies every finished evaluation, fine-tune and sweep of the runs folder RUNS whose name matches
-``--names`` (default: all). Weights stay behind; of observed attention the shares are kept, rounded to
-1/256, not the heads' weights. Items are kept for names that match ``--items``: exactly where there is a
+``--names`` (default: all). Weights and what ``recommend`` measured of single prompts stay behind; of
+observed attention the shares are kept, rounded to 1/256, not the heads' weights. Items are kept for names that match ``--items``: exactly where there is a
 score of each token, else with log-likelihoods rounded to 1/64 nat after predictions and accuracies were
 taken from the exact ones, which is less than a number format or a batch changes them. What runs share
 (texts, tokens, hashes, gold answers) goes to ``runs/items`` once. Of a sweep whose name does not match the points' numbers are kept, not their items;
@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,8 +45,9 @@ from bidir_core.runs.records import (
 from bidir_core.runs.run import Run
 
 TEXTS = ["config.json", "status.json", "probe.json", "data.json", "curve.jsonl", "log.txt"]
-TEXTS += ["prompts.jsonl", ATTENTION_FILE]
+TEXTS += [ATTENTION_FILE]
 STEPS_A_NAT, STEPS_A_SHARE = 64, 256
+DIGITS = 4  # of shares of attention in metrics.json
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -98,17 +100,28 @@ def _write_copy(run: Run, folder: Path, *, items: bool, options: argparse.Namesp
             write_parquet(scores, folder / "items.parquet", store_schema=False)
         else:
             write_slim(rounded(scores, answers_only), folder / "items.parquet")
-    write_json(folder / "config.json", config, dense=run.is_point)  # a sweep has many
+    write_json(folder / "config.json", config, dense=True)
     metrics = dict(run.metrics or {})
     if "matrices" in metrics:  # observed attention of one text
         keep_shares(run, folder, len(metrics["observed"]))
         note = f"the weights of single heads were left out, shares rounded to 1/{STEPS_A_SHARE}, for size"
         metrics |= {"matrices": False, "notes": [*metrics["notes"], note]}
+    for name in ("observed", "drift"):
+        if name in metrics:
+            metrics[name] = shorter(metrics[name])
     if options.shared_device:
         metrics["cost"] = {**metrics["cost"], "shared_device": True}
     shared = shared_files(folder, config.get("texts"), config.get("texts_in"))
-    dense = run.is_point or "observed" in metrics
-    write_json(folder / "metrics.json", sealed(metrics, folder, shared), dense=dense)
+    write_json(folder / "metrics.json", sealed(metrics, folder, shared), dense=True)
+
+
+def shorter(value: Any) -> Any:
+    """The same with the numbers of lists, one a layer, rounded to :data:`DIGITS`."""
+    if isinstance(value, dict):
+        return {name: shorter(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [round(v, DIGITS) if isinstance(v, float) else shorter(v) for v in value]
+    return value
 
 
 def keep_shares(run: Run, folder: Path, n_regimes: int) -> None:

@@ -194,7 +194,9 @@ class Study:
             changes["regime"] = recommended(step.model)
         if changes.get("regime") == "kl":
             stored = prediction(step.model)
-            changes["regime"] = str(open_from(min(stored["predictions"]["kl"], stored["n_layers"] - 1)))
+            changes["regime"] = str(
+                open_from(min(stored["predictions"]["kl"], stored["n_layers"] - 1))
+            )
         if arm := changes.pop("arm", None):
             names = Names.of(short(step.model), [runs_folder()])
             trained = names.trained(f"{arm}-lora", 0)

@@ -224,7 +224,7 @@ def write_parquet(table: pa.Table, path: Path, *, store_schema: bool = True) -> 
             },
             # One item's texts cost one row group to read; without texts one group is smallest.
             row_group_size=65536 if compact else 2048,
-            use_dictionary=["task", "error", "prompt_group"],
+            use_dictionary=["task", "error", "prompt_group", "pred", "pred_norm"],
             column_encoding={
                 **dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
                 # Lengths are stored apart, which leaves four bits a digit for a hash.
