@@ -215,7 +215,7 @@ def _details(job: Job) -> None:
     widgets.command(jobs.command_text(job.words_to_run))
     tail = jobs.log_tail(job)
     st.code(tail or "Nothing printed yet.", language=None, wrap_lines=True)
-    widgets.note("The whole log: ", html.el("span", str(job.log), cls="b-mono"))
+    widgets.note("The whole log: ", widgets.code_text(job.log))
 
 
 def _history(ended: list[Job], runs: tuple[RunInfo, ...]) -> None:

@@ -131,15 +131,8 @@ def show(run: Observed) -> None:
         parts = {"head": observed_head.section, "landing": _landing, "drift": _drift}
         parts[_part(run)](run, pieces, n_prefix)
         _sentence(run)
-    measure = url.choice(
-        st.segmented_control,
-        "Measure",
-        name="measure",
-        options={name: label for name, (label, _) in MEASURES.items()},
-        default="first",
-        required=True,
-        label_visibility="collapsed",
-    )
+    labels = {name: label for name, (label, _) in MEASURES.items()}
+    measure = url.segments("Measure", name="measure", options=labels, default="first")
     left, right = st.columns([6, 5], gap="large")
     with left:
         _layers(run, measure)
@@ -155,15 +148,7 @@ def show(run: Observed) -> None:
 def _part(run: Observed) -> str:
     """Which closer look: one at a time, since each chart costs the browser 0.1 to 0.3 s."""
     parts = PARTS if run.has_matrices else {k: v for k, v in PARTS.items() if k != "head"}
-    return url.choice(
-        st.segmented_control,
-        "What to look at",
-        name="part",
-        options=parts,
-        default=next(iter(parts)),
-        required=True,
-        label_visibility="collapsed",
-    )
+    return url.segments("What to look at", name="part", options=parts, default=next(iter(parts)))
 
 
 def _sentence(run: Observed) -> None:
@@ -230,13 +215,11 @@ def _layers(run: Observed, measure: str) -> None:
     )
     over = "mean over heads and over all prefix tokens but the first"
     if run.is_summary:
-        n = run.metrics["n_items"]
-        widgets.note(
-            f"{meaning[:1].upper()}{meaning[1:]}: {over}, then over {fmt.count(n)} items "
-            "(n = items; bands: 95 % interval)."
-        )
+        n = fmt.count(run.metrics["n_items"])
+        over += f", then over {n} items (n = items; bands: 95 % interval)."
     else:
-        widgets.note(f"{meaning[:1].upper()}{meaning[1:]}: {over}. One text, so no interval.")
+        over += ". One text, so no interval."
+    widgets.note(f"{meaning[:1].upper()}{meaning[1:]}: {over}")
     table = {"layer": range(run.n_layers)}
     columns = {
         f"{line.name}{end}": values
@@ -346,7 +329,7 @@ OBSERVING = (
 )
 
 
-def offer(page: object, item_id: str) -> None:
+def offer(page: Any, item_id: str) -> None:
     """The command for this item, or for the prompt typed here, with both regimes."""
     model = _model(page)
     try:
@@ -384,10 +367,9 @@ def _config(model: str, item_id: str) -> AttendConfig:
     )
 
 
-def _model(page: object) -> str:
+def _model(page: Any) -> str:
     """The model of the chosen pair: what is looked at on the other pages."""
-    pair = getattr(page, "pair", None)
-    for run in (getattr(pair, "a", None), getattr(pair, "b", None)):
+    for run in (page.pair.a, page.pair.b):
         if run is not None and run.model and not run.is_reference:
             return str(run.model)
     return EMBEDDED_MODEL
