@@ -81,7 +81,4 @@ def start(place: str, words: Words, key: str, title: str, cost: Estimate | None)
 
 def say_what_failed(place: str) -> bool:
     """Whether the last click on this page failed; then the reason is drawn, once."""
-    reason = st.session_state.pop(f"{place}-error", "")
-    if reason:
-        widgets.banner("error", "Not started", reason)
-    return bool(reason)
+    return widgets.say_what_failed(f"{place}-error", "Not started")

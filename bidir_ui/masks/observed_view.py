@@ -235,20 +235,12 @@ def _grid(run: Observed, measure: str) -> None:
     widgets.heading("By head")
     panels = [each[measure] for each in observed_data.by_head(run)]
     selected = None if not run.has_matrices else observed_head.selected(run)
-    key = f"attend-grid-{run.info.id}-{measure}"
-
-    def clicked() -> None:
-        points = st.session_state[key]["selection"]["points"]
-        if points:
-            url.put(layer=str(int(points[0]["y"])), head=str(int(points[0]["x"])))
-
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"key": f"attend-grid-{run.info.id}-{measure}"}
     if run.has_matrices:
-        options = {"on_select": clicked, "selection_mode": "points"}
+        options = observed_head.clickable(options["key"], "layer", "head")
     widgets.chart(
         plots_attend.head_grid(panels, run.names, selected=selected, percent=measure != "entropy"),
         f"{MEASURES[measure][1]} of each layer and head.",
-        key=key,
         **options,
     )
     if run.has_matrices:
@@ -410,16 +402,12 @@ def _cell(row: dict[str, Any], measure: str) -> str:
 
 def drift(run: Observed) -> None:
     """Lengths of the hidden states, and how far they turn from the first regime's."""
-    drifts = run.metrics.get("drift") or {}
     widgets.heading("How far the representations drift")
-    lengths = _lines(drifts, "norm", list(enumerate(run.names)), ("first", "others"))
     left, right = st.columns(2, gap="large")
     with left:
-        _lengths(lengths, "the others', over items")
+        _lengths(_lines(run, "norm"), "the others', over items")
     with right:
-        later = list(enumerate(run.names))[1:]
-        cosines = _lines(drifts, "cosine", later, ("first", "others"))
-        if cosines:
+        if cosines := _lines(run, "cosine"):  # the first regime has none with itself
             widgets.chart(
                 plots_attend.by_layer(
                     cosines, f"cosine with {run.names[0]}", groups=2, skipped=1, percent=False
@@ -434,13 +422,14 @@ def drift(run: Observed) -> None:
     )
 
 
-def _lines(
-    drifts: dict[str, Any], quantity: str, names: list[tuple[int, str]], groups: tuple[str, ...]
-) -> list[Line]:
-    lines = []
-    for group in groups:
-        for number, name in names:
-            row = drifts.get(f"{quantity}_{number}_{group}") or {}
-            if row.get("mean"):
-                lines.append(Line(name, row["mean"], row["low"], row["high"]))
-    return lines
+def _lines(run: Observed, quantity: str) -> list[Line]:
+    """A line for each group of tokens and each regime whose drift is stored."""
+    stored = run.metrics.get("drift") or {}
+    rows = [
+        (name, stored.get(f"{quantity}_{number}_{group}") or {})
+        for group in ("first", "others")
+        for number, name in enumerate(run.names)
+    ]
+    return [
+        Line(name, row["mean"], row["low"], row["high"]) for name, row in rows if row.get("mean")
+    ]
