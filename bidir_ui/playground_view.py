@@ -51,8 +51,7 @@ def model_bar(runs: tuple[RunInfo, ...]) -> ModelWorker:
             st.button("Let it go", key="pg-stop", on_click=worker.stop, width="stretch")
         elif model:
             load_button("Load …", model, checkpoint, type="primary", width="stretch")
-    if failed := st.session_state.pop("pg-error", ""):
-        widgets.banner("error", "That did not work", failed)
+    widgets.say_what_failed("pg-error")
     state_of(worker, here)
     return worker
 

@@ -12,6 +12,7 @@ import streamlit as st
 
 from bidir_core import jobs
 from bidir_core.analyse import selection, stats
+from bidir_core.analyse.compare import compare
 from bidir_core.analyse.verdict import phrase, settled
 from bidir_core.common.errors import UserError
 from bidir_core.common.settings import command_line, from_json, join_list, settings_of
@@ -33,7 +34,7 @@ from bidir_ui.compare import compare_view
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.lab import lab_data, lab_view
 from bidir_ui.launch import jobs_view
-from bidir_ui.reading import analysis, data, opens
+from bidir_ui.reading import data, opens
 from bidir_ui.reading.data import RunInfo
 
 POLL_SECONDS = 3
@@ -285,7 +286,7 @@ def running_difference(run: Run, info: RunInfo, baseline: RunInfo, metric: str) 
     """The paired difference on the items so far, and whether it is decided."""
     widgets.heading("Against its baseline so far")
     try:
-        result = analysis.compare_runs(data.run_of(baseline), run, metric)
+        result = compare(data.run_of(baseline), run, metric=metric, intersect=True)
     except UserError as error:
         widgets.note(f"Nothing to pair yet: {fmt.clip(str(error), 200)}.")
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -256,15 +257,7 @@ def _rename(run: RunInfo) -> None:
     st.text(run.id)
     name = st.text_input("Name after the time stamp", value=run.name, max_chars=80)
     if st.button("Rename", type="primary", key="rename-confirm"):
-        try:
-            renamed = rename_run(data.run_of(run), name.strip() or None)
-        except UserError as error:
-            widgets.banner("error", "Not renamed", str(error))
-            return
-        for side in ("a", "b", "id"):
-            if url.get(side) == run.id:
-                url.put(**{side: renamed.id})
-        st.rerun()
+        _change(run, lambda it: rename_run(it, name.strip() or None).id, "Not renamed")
 
 
 @st.dialog("Delete run")
@@ -276,15 +269,20 @@ def _delete(run: RunInfo) -> None:
         f"{fmt.duration(run.cost.get('seconds'))}."
     )
     if st.button("Delete for good", type="primary", key="delete-confirm"):
-        try:
-            delete_run(data.run_of(run))
-        except UserError as error:
-            widgets.banner("error", "Not deleted", str(error))
-            return
-        for side in ("a", "b", "id"):
-            if url.get(side) == run.id:
-                url.put(**{side: ""})
-        st.rerun()
+        _change(run, delete_run, "Not deleted")
+
+
+def _change(run: RunInfo, change: Callable[[Run], str | None], failed: str) -> None:
+    """Change a run's folder; ``change`` returns its new id, which the URL then has for the old."""
+    try:
+        new_id = change(data.run_of(run))
+    except UserError as error:
+        widgets.banner("error", failed, str(error))
+        return
+    for side in ("a", "b", "id"):
+        if url.get(side) == run.id:
+            url.put(**{side: new_id})
+    st.rerun()
 
 
 def problems(runs: tuple[RunInfo, ...]) -> None:

@@ -29,7 +29,9 @@ with shell.guard():
     slug = lab_view.chosen_slug(lab)
     lab_controls.point_card(lab, slug)
     if lab_view.any_to_draw(lab):
-        measure = lab_view.measure_box()
+        measure = url.segments(
+            "Charts show", name="show", options=lab_data.MEASURES, default="delta"
+        )
         lab_view.dose_response(lab, measure, slug)
         lab_view.layers(lab, measure, slug)
     lab_controls.panel(lab, page.runs)

@@ -54,14 +54,7 @@ with shell.guard():
     if regime is None or against is None:
         st.stop()
     with widgets.row():
-        view = url.choice(
-            st.segmented_control,
-            "View",
-            name="view",
-            options=masks_view.VIEWS,
-            default="both",
-            label_visibility="collapsed",
-        )
+        view = url.segments("View", name="view", options=masks_view.VIEWS, default="both")
         layer = None
         if regime.layers is not None or against.layers is not None:
             layer = url.number(

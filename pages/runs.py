@@ -15,10 +15,9 @@ page = shell.start("runs")
 shell.title(page)
 with shell.guard():
     pair.line(page.pair)
-    if page.pair.unknown:
+    if page.pair.unknown or not page.runs:
         pair.explain_if_missing(page.runs, page.pair)
     if not page.runs:
-        pair.explain_if_missing(page.runs, page.pair)
         st.stop()
 
     left, right = st.columns(2)
@@ -31,18 +30,16 @@ with shell.guard():
         kind = url.choice(st.segmented_control, "Kind", name="kind", options=kinds, default="all")
 
     def matches(run: data.RunInfo) -> bool:
-        if run.is_point:
-            return False  # the sweep's row stands for them; they are on the Lab page
-        if kind == "published" and not run.is_reference:
+        of_kind = {
+            "all": True,
+            "evaluations": run.is_evaluation,
+            "fine-tunes": run.is_finetune,
+            "imported": run.is_imported,
+            "published": run.is_reference,
+        }
+        # A sweep's row stands for its points; they are on the Lab page.
+        if run.is_point or not of_kind[kind]:
             return False
-        if kind == "imported" and not run.is_imported:
-            return False
-        if kind == "fine-tunes" and run.kind != "finetune":
-            return False
-        if kind == "evaluations" and not run.is_evaluation:
-            return False
-        if not search:
-            return True
         text = f"{run.id} {run.label} {run.weights} {run.model} {run.state}".casefold()
         return all(word in text for word in search.casefold().split())
 
@@ -55,15 +52,7 @@ with shell.guard():
         views = {"tree": "By study, arm and seed", "list": "One by one"}
         many = "tree" if len(shown) > runs_tree.MANY and not search else "list"
         with widgets.row():
-            view = url.choice(
-                st.segmented_control,
-                "View",
-                name="view",
-                options=views,
-                default=many,
-                required=True,
-                label_visibility="collapsed",
-            )
+            view = url.segments("View", name="view", options=views, default=many)
             n_all = sum(not run.is_point for run in page.runs)
             widgets.note(f"{fmt.count(len(shown))} of {fmt.count(n_all)} runs")
             widgets.take_away(partial(runs_table.frame, shown, a, b), "runs.csv", key="runs")
@@ -87,10 +76,7 @@ with shell.guard():
         widgets.heading("What differs between baseline and candidate")
         changed = runs_table.config_difference(page.pair.a, page.pair.b)
         if changed:
-            cells = [
-                (name, html.el("span", x, cls="b-mono"), html.el("span", y, cls="b-mono"))
-                for name, x, y in changed
-            ]
+            cells = [(name, widgets.code_text(x), widgets.code_text(y)) for name, x, y in changed]
             head = ("Setting", "Baseline", "Candidate")
             name = compare_view.file_name("settings", page.pair.a.id, page.pair.b.id)
             html.show(widgets.table(head, cells, name=name, left=(1, 2)))

@@ -59,15 +59,14 @@ def filter_row(frame: pd.DataFrame, chosen: FlipFilter) -> None:
             write=list,
         )
     with moved:
-        url.bound(
-            st.number_input,
+        url.number(
             "Margin moved at least",
             name="min",
-            min_value=0.0,
+            default=0.0,
+            least=0.0,
+            most=1e6,
             step=0.5,
             format="%.1f",
-            read=filters.read_number,
-            write=lambda value: f"{value:g}" if value else "",
             help="In nats, in either direction",
         )
     with length:

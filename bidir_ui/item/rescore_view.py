@@ -78,8 +78,7 @@ def _ready(worker: ModelWorker, run: RunInfo) -> bool:
     here = (worker.model, worker.checkpoint) == (run.model, run.checkpoint)
     if here and worker.state == "ready":
         return True
-    if failed := st.session_state.pop("pg-error", ""):
-        widgets.banner("error", "That did not work", failed)
+    widgets.say_what_failed("pg-error")
     if worker.state == "loading" or (here and worker.state in ("failed", "died")):
         playground_view.state_of(worker, here)
     if worker.state != "loading":

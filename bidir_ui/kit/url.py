@@ -107,6 +107,21 @@ def choice(
     return chosen or default
 
 
+def segments(
+    label: str, *, name: str, options: Sequence[str] | Mapping[str, str], default: str
+) -> str:
+    """A :func:`choice` as buttons in a row, which only a screen reader names."""
+    return choice(
+        st.segmented_control,
+        label,
+        name=name,
+        options=options,
+        default=default,
+        required=True,
+        label_visibility="collapsed",
+    )
+
+
 def text(label: str, *, name: str, default: str = "", **more: Any) -> str:
     """A :func:`bound` line of text; the default is not written into the URL."""
     return bound(

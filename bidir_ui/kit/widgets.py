@@ -27,6 +27,14 @@ def banner(kind: str, title: object, *lines: object) -> None:
     show(div(f"b b-banner {kind}", el("h2", title), *(el("p", line) for line in lines if line)))
 
 
+def say_what_failed(key: str, title: str = "That did not work") -> bool:
+    """Whether a click left a reason under this key of the session; it is drawn once."""
+    reason = st.session_state.pop(key, "")
+    if reason:
+        banner("error", title, reason)
+    return bool(reason)
+
+
 def note(*parts: object) -> None:
     """A remark in small grey type."""
     show(div("b b-note", *parts))

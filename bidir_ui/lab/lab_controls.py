@@ -182,7 +182,7 @@ def point_card(lab: Lab, slug: str) -> None:
         if slug != "bidirectional":
             rows.append(("in words", fmt.tie(lab_data.sentence(lab, slug))))
     with st.container(border=True, key="lab-point"):
-        html.show(html.el("h2", "The chosen point", cls="b-h3"))
+        widgets.heading("The chosen point")
         widgets.facts(rows)
         if causal is None or causal["slug"] == slug:
             widgets.note("The reference itself: choose another point to compare it with this one.")

@@ -138,18 +138,6 @@ def verdict(lab: Lab) -> None:
         )
 
 
-def measure_box() -> str:
-    """What the charts show."""
-    return url.choice(
-        st.segmented_control,
-        "Charts show",
-        name="show",
-        options=MEASURES,
-        default="delta",
-        label_visibility="collapsed",
-    )
-
-
 def chosen_slug(lab: Lab) -> str:
     """The point the URL names; else the one that the headline is about, else the first that is no
     reference."""

@@ -79,16 +79,6 @@ def start(place: str, words: Words, key: str, title: str, cost: Estimate | None)
     st.session_state[f"{place}-started"] = job.id
 
 
-def cancel(place: str, job_id: str) -> None:
-    try:
-        jobs.cancel(job_id)
-    except UserError as error:
-        st.session_state[f"{place}-error"] = str(error)
-
-
 def say_what_failed(place: str) -> bool:
     """Whether the last click on this page failed; then the reason is drawn, once."""
-    reason = st.session_state.pop(f"{place}-error", "")
-    if reason:
-        widgets.banner("error", "Not started", reason)
-    return bool(reason)
+    return widgets.say_what_failed(f"{place}-error", "Not started")

@@ -126,24 +126,24 @@ class Draft:
     def _lines(self, values: Mapping[str, Any], config: Config) -> tuple[Words, Words]:
         """The command line, and that of a dry run."""
         if isinstance(config, PipelineConfig):
-            dry = {
-                **values,
-                "limit": 5,
-                "steps": 2,
-                "batch_samples": 5,
-                "eval_every": 0,
-                "name": "dry-run",
-            }
+            dry = {**values, "limit": 5, **DRY_TRAINING}
             return _pipeline_words(values, self.size), _pipeline_words(dry, self.size)
         if isinstance(config, ProbeConfig):
             return _words("probe", config), ()
         if isinstance(config, FinetuneConfig):
-            small: Config = replace(config, steps=2, batch_samples=5, eval_every=0, name="dry-run")
+            small: Config = replace(config, **DRY_TRAINING)
         else:
             small = replace(config, limit=5, name="dry-run")
         command = self.preset.command
         return _words(command, config), _words(command, small)
 
+
+DRY_TRAINING: dict[str, Any] = {
+    "steps": 2,
+    "batch_samples": 5,
+    "eval_every": 0,
+    "name": "dry-run",
+}
 
 # Of a quick study, what an evaluation or a fine-tune alone begins with on a CPU.
 QUICK = PIPELINE_PRESETS["quick"]

@@ -56,9 +56,7 @@ def _signature(known: list[Job]) -> tuple[tuple[str, str, int], ...]:
 
 
 def _draw(known: list[Job], runs: tuple[RunInfo, ...]) -> None:
-    failed = st.session_state.pop("job-error", "")
-    if failed:
-        widgets.banner("error", "That did not work", failed)
+    widgets.say_what_failed("job-error")
     active = sorted(
         (j for j in known if j.is_active), key=lambda j: (j.state != "running", j.queued)
     )
@@ -137,8 +135,7 @@ def watch(job: Job) -> None:
             st.rerun()
         if not now.is_active:
             st.rerun()
-        if failed := st.session_state.pop("job-error", ""):
-            widgets.banner("error", "That did not work", failed)
+        widgets.say_what_failed("job-error")
         if now.state == "queued":
             widgets.note("Queued: it starts when the jobs before it are done.")
         else:
@@ -215,7 +212,7 @@ def _details(job: Job) -> None:
     widgets.command(jobs.command_text(job.words_to_run))
     tail = jobs.log_tail(job)
     st.code(tail or "Nothing printed yet.", language=None, wrap_lines=True)
-    widgets.note("The whole log: ", html.el("span", str(job.log), cls="b-mono"))
+    widgets.note("The whole log: ", widgets.code_text(job.log))
 
 
 def _history(ended: list[Job], runs: tuple[RunInfo, ...]) -> None:

@@ -59,15 +59,8 @@ MODES = {"requested": "Requested", "observed": "Observed"}
 
 def mode() -> str:
     """Requested mask or observed attention; a link that names an observed run opens that."""
-    return url.choice(
-        st.segmented_control,
-        "What to show",
-        name="show",
-        options=MODES,
-        default="observed" if url.get("attend") else "requested",
-        required=True,
-        label_visibility="collapsed",
-    )
+    default = "observed" if url.get("attend") else "requested"
+    return url.segments("What to show", name="show", options=MODES, default=default)
 
 
 def words(text: str) -> list[str]:

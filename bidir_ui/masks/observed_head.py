@@ -113,18 +113,23 @@ LEGENDS: dict[str, Callable[[Observed], html.Html]] = {
 }
 
 
+def clickable(key: str, row: str, column: str) -> dict[str, Any]:
+    """Options of a chart whose clicked cell goes into the URL, under these two names."""
+
+    def clicked() -> None:
+        points = st.session_state[key]["selection"]["points"]
+        if points:
+            url.put(**{row: str(int(points[0]["y"])), column: str(int(points[0]["x"]))})
+
+    return {"key": key, "on_select": clicked, "selection_mode": "points"}
+
+
 def _picture(head: Head, view: str) -> None:
     """``view``: ``seen-0``, ``asked-1`` (of which regime) or ``difference``."""
     run, seen, allowed = head.run, head.seen, head.allowed
     kind, _, number = view.partition("-")
     key = f"attend-head-{run.info.id}-{view}-{head.layer}-{head.number}"
-
-    def clicked() -> None:
-        points = st.session_state[key]["selection"]["points"]
-        if points:
-            url.put(q=str(int(points[0]["y"])), k=str(int(points[0]["x"])))
-
-    options: dict[str, Any] = {"key": key, "on_select": clicked, "selection_mode": "points"}
+    options = clickable(key, "q", "k")
     text = f"Attention of layer {head.layer}, head {head.number}"
     if kind == "difference":
         first, second = run.names

@@ -131,15 +131,8 @@ def show(run: Observed) -> None:
         parts = {"head": observed_head.section, "landing": _landing, "drift": _drift}
         parts[_part(run)](run, pieces, n_prefix)
         _sentence(run)
-    measure = url.choice(
-        st.segmented_control,
-        "Measure",
-        name="measure",
-        options={name: label for name, (label, _) in MEASURES.items()},
-        default="first",
-        required=True,
-        label_visibility="collapsed",
-    )
+    labels = {name: label for name, (label, _) in MEASURES.items()}
+    measure = url.segments("Measure", name="measure", options=labels, default="first")
     left, right = st.columns([6, 5], gap="large")
     with left:
         _layers(run, measure)
@@ -155,15 +148,7 @@ def show(run: Observed) -> None:
 def _part(run: Observed) -> str:
     """Which closer look: one at a time, since each chart costs the browser 0.1 to 0.3 s."""
     parts = PARTS if run.has_matrices else {k: v for k, v in PARTS.items() if k != "head"}
-    return url.choice(
-        st.segmented_control,
-        "What to look at",
-        name="part",
-        options=parts,
-        default=next(iter(parts)),
-        required=True,
-        label_visibility="collapsed",
-    )
+    return url.segments("What to look at", name="part", options=parts, default=next(iter(parts)))
 
 
 def _sentence(run: Observed) -> None:
@@ -230,13 +215,11 @@ def _layers(run: Observed, measure: str) -> None:
     )
     over = "mean over heads and over all prefix tokens but the first"
     if run.is_summary:
-        n = run.metrics["n_items"]
-        widgets.note(
-            f"{meaning[:1].upper()}{meaning[1:]}: {over}, then over {fmt.count(n)} items "
-            "(n = items; bands: 95 % interval)."
-        )
+        n = fmt.count(run.metrics["n_items"])
+        over += f", then over {n} items (n = items; bands: 95 % interval)."
     else:
-        widgets.note(f"{meaning[:1].upper()}{meaning[1:]}: {over}. One text, so no interval.")
+        over += ". One text, so no interval."
+    widgets.note(f"{meaning[:1].upper()}{meaning[1:]}: {over}")
     table = {"layer": range(run.n_layers)}
     columns = {
         f"{line.name}{end}": values
@@ -252,20 +235,12 @@ def _grid(run: Observed, measure: str) -> None:
     widgets.heading("By head")
     panels = [each[measure] for each in observed_data.by_head(run)]
     selected = None if not run.has_matrices else observed_head.selected(run)
-    key = f"attend-grid-{run.info.id}-{measure}"
-
-    def clicked() -> None:
-        points = st.session_state[key]["selection"]["points"]
-        if points:
-            url.put(layer=str(int(points[0]["y"])), head=str(int(points[0]["x"])))
-
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"key": f"attend-grid-{run.info.id}-{measure}"}
     if run.has_matrices:
-        options = {"on_select": clicked, "selection_mode": "points"}
+        options = observed_head.clickable(options["key"], "layer", "head")
     widgets.chart(
         plots_attend.head_grid(panels, run.names, selected=selected, percent=measure != "entropy"),
         f"{MEASURES[measure][1]} of each layer and head.",
-        key=key,
         **options,
     )
     if run.has_matrices:
@@ -346,7 +321,7 @@ OBSERVING = (
 )
 
 
-def offer(page: object, item_id: str) -> None:
+def offer(page: Any, item_id: str) -> None:
     """The command for this item, or for the prompt typed here, with both regimes."""
     model = _model(page)
     try:
@@ -384,10 +359,9 @@ def _config(model: str, item_id: str) -> AttendConfig:
     )
 
 
-def _model(page: object) -> str:
+def _model(page: Any) -> str:
     """The model of the chosen pair: what is looked at on the other pages."""
-    pair = getattr(page, "pair", None)
-    for run in (getattr(pair, "a", None), getattr(pair, "b", None)):
+    for run in (page.pair.a, page.pair.b):
         if run is not None and run.model and not run.is_reference:
             return str(run.model)
     return EMBEDDED_MODEL
@@ -428,16 +402,12 @@ def _cell(row: dict[str, Any], measure: str) -> str:
 
 def drift(run: Observed) -> None:
     """Lengths of the hidden states, and how far they turn from the first regime's."""
-    drifts = run.metrics.get("drift") or {}
     widgets.heading("How far the representations drift")
-    lengths = _lines(drifts, "norm", list(enumerate(run.names)), ("first", "others"))
     left, right = st.columns(2, gap="large")
     with left:
-        _lengths(lengths, "the others', over items")
+        _lengths(_lines(run, "norm"), "the others', over items")
     with right:
-        later = list(enumerate(run.names))[1:]
-        cosines = _lines(drifts, "cosine", later, ("first", "others"))
-        if cosines:
+        if cosines := _lines(run, "cosine"):  # the first regime has none with itself
             widgets.chart(
                 plots_attend.by_layer(
                     cosines, f"cosine with {run.names[0]}", groups=2, skipped=1, percent=False
@@ -452,13 +422,14 @@ def drift(run: Observed) -> None:
     )
 
 
-def _lines(
-    drifts: dict[str, Any], quantity: str, names: list[tuple[int, str]], groups: tuple[str, ...]
-) -> list[Line]:
-    lines = []
-    for group in groups:
-        for number, name in names:
-            row = drifts.get(f"{quantity}_{number}_{group}") or {}
-            if row.get("mean"):
-                lines.append(Line(name, row["mean"], row["low"], row["high"]))
-    return lines
+def _lines(run: Observed, quantity: str) -> list[Line]:
+    """A line for each group of tokens and each regime whose drift is stored."""
+    stored = run.metrics.get("drift") or {}
+    rows = [
+        (name, stored.get(f"{quantity}_{number}_{group}") or {})
+        for group in ("first", "others")
+        for number, name in enumerate(run.names)
+    ]
+    return [
+        Line(name, row["mean"], row["low"], row["high"]) for name, row in rows if row.get("mean")
+    ]

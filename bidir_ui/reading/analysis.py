@@ -38,11 +38,6 @@ def compare(
     return core_compare.compare(first, second, metric=metric, intersect=intersect, floor=below)
 
 
-def compare_runs(a: Run, b: Run, metric: str) -> core_compare.Comparison:
-    """Of a run that is still growing: not remembered, only the items that both hold."""
-    return core_compare.compare(a, b, metric=metric, intersect=True)
-
-
 def intersecting() -> bool:
     """Whether the reader asked to compare only the items both runs hold."""
     return url.get("intersect") == "yes"

@@ -56,17 +56,9 @@ def from_url() -> FlipFilter:
         task=tuple(url.get_list("task")),
         flip=tuple(url.get_list("flip")),
         q=url.get("q"),
-        min=read_number(url.get("min")),
+        min=url.read_number(url.get("min"), 0.0, 0.0, 1e6),
         len=url.get("len"),
     )
-
-
-def read_number(text: str) -> float:
-    try:
-        value = float(text or 0)
-    except ValueError:
-        return 0.0
-    return value if 0 <= value < 1e6 else 0.0
 
 
 def apply(frame: pd.DataFrame, chosen: FlipFilter, *, skip: str = "") -> pd.DataFrame:
