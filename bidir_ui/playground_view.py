@@ -66,13 +66,8 @@ def load_button(label: str, model: str, checkpoint: str, **options: Any) -> None
 def _confirm(model: str, checkpoint: str) -> None:
     """What it takes, before it is taken."""
     shape = cost_model.shape_of(model)
-    html.show(
-        div(
-            "b",
-            el("b", fmt.clip(model, 100)),
-            f" with {fmt.clip(checkpoint, 160)}" if checkpoint else "",
-        )
-    )
+    tuned = f" with {fmt.clip(checkpoint, 160)}" if checkpoint else ""
+    html.show(div("b", el("b", fmt.clip(model, 100)), tuned))
     free = psutil.virtual_memory().available
     need = shape.parameters * 4 + cost_model.PROGRAM_BYTES if shape else None
     size = f"about {fmt.size(need)}" if need else "an unknown amount"

@@ -20,7 +20,6 @@ from bidir_core.data import item_texts
 from bidir_core.data.assets import EMBEDDED_MODEL
 from bidir_core.evaluate.config import EvalConfig
 from bidir_core.explain import configs
-from bidir_core.explain.configs import AttendConfig, WhyConfig
 from bidir_core.explain.sweep_points import LabConfig
 from bidir_core.jobs.progress import progress
 from bidir_core.regimes import BIDIRECTIONAL
@@ -33,19 +32,12 @@ from bidir_ui import runs_table
 from bidir_ui.compare import compare_view
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.lab import lab_data, lab_view
-from bidir_ui.launch import jobs_view
+from bidir_ui.launch import form, jobs_view
 from bidir_ui.reading import data, opens
 from bidir_ui.reading.data import RunInfo
 
 POLL_SECONDS = 3
-CONFIGS: dict[str, type] = {
-    "eval": EvalConfig,
-    "finetune": FinetuneConfig,
-    "lab": LabConfig,
-    "attend": AttendConfig,
-    "why": WhyConfig,
-    "recommend": configs.RecommendConfig,
-}
+CONFIGS = form.CLASSES | {"attend": configs.AttendConfig, "why": configs.WhyConfig}
 
 
 def sentence(info: RunInfo) -> str:

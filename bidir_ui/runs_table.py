@@ -22,18 +22,6 @@ from bidir_ui.reading import data
 from bidir_ui.reading.data import RunInfo
 from bidir_ui.runs_tree import Node
 
-STATE_MARKS = {
-    "done": "● done",
-    "running": "◐ running",
-    "queued": "○ queued",
-    "lost": "✕ lost",
-    "failed": "✕ failed",
-    "cancelled": "– cancelled",
-    "partial": "◑ partial",
-    "corrupt": "✕ corrupt",
-    "reference": "□ published",
-}
-
 BAD = {
     "corrupt": "The folder cannot be read",
     "failed": "The run stopped with an error",
@@ -150,7 +138,7 @@ def state_of(run: RunInfo) -> str:
         return "● imported"
     if run.is_evaluation and run.is_done and not run.has_items:
         return "● metrics only"  # fit for reports, not for pairing
-    return STATE_MARKS.get(run.state, run.state)
+    return fmt.STATE_MARKS.get(run.state, run.state)
 
 
 def _taken(run: RunInfo) -> str:

@@ -100,9 +100,9 @@ def task_table(result: core.Comparison, a: RunInfo, b: RunInfo) -> None:
     alt = "Each task and their mean: accuracies, difference with interval, flips, test, verdict."
     shown = frame[list(columns)]
     picked = widgets.selectable(shown, columns, key=key, mode="single-row", tall=600, alt=alt)
-    row = picked.opened if picked.opened is not None else next(iter(picked.rows), None)
-    if row is not None:
-        st.switch_page("pages/flips.py", query_params=flips_query(result.rows[row].task, a, b))
+    if picked.opened is not None:
+        task = result.rows[picked.opened].task
+        st.switch_page("pages/flips.py", query_params=flips_query(task, a, b))
     with widgets.row():
         widgets.take_away(task_frame(result), file_name("compare", a.id, b.id), key="tasks")
     widgets.explain_undecided(*(row.words for row in result.rows))

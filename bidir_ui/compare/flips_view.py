@@ -147,8 +147,7 @@ def table(shown: pd.DataFrame, key: str) -> str | None:
         widgets.note(
             f"The first {fmt.count(MAX_ROWS)} of {fmt.count(len(shown))}; the CSV has all."
         )
-    row = picked.opened if picked.opened is not None else next(iter(picked.rows), None)
-    return None if row is None else str(cells["id"].iloc[row])
+    return None if picked.opened is None else str(cells["id"].iloc[picked.opened])
 
 
 def download(shown: pd.DataFrame, a: str, b: str) -> None:

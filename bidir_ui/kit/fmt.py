@@ -31,6 +31,17 @@ FLIP_LABELS = {
     "same_right": "● both right",
     "same_wrong": "○ same wrong",
 }
+STATE_MARKS = {
+    "done": "● done",
+    "running": "◐ running",
+    "queued": "○ queued",
+    "lost": "✕ lost",
+    "failed": "✕ failed",
+    "cancelled": "– cancelled",
+    "partial": "◑ partial",
+    "corrupt": "✕ corrupt",
+    "reference": "□ published",
+}
 
 
 def missing(value: object) -> bool:

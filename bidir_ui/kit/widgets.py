@@ -123,7 +123,8 @@ def taken(drawn: Html, name: str) -> Html:
 
 
 class Selected(NamedTuple):
-    """``opened``: the row of a cell that was clicked. ``rows``: those that are ticked."""
+    """``opened``: the row of a cell that was clicked, or, where one row at most can be ticked, that
+    row. ``rows``: those that are ticked."""
 
     opened: int | None
     rows: list[int]
@@ -156,7 +157,8 @@ def selectable(
     # The table may have changed since the click: rows that it no longer has are ignored.
     rows = [row for row in event["selection"]["rows"] if row < len(frame)]
     cells = [row for row, _ in event["selection"]["cells"] if row < len(frame)]
-    return Selected(cells[0] if cells else None, rows)
+    opened = cells or (rows if mode == "single-row" else [])
+    return Selected(opened[0] if opened else None, rows)
 
 
 def row(*, right: bool = False, gap: str = "small") -> Any:

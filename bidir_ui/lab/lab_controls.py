@@ -233,9 +233,8 @@ def table(lab: Lab, slug: str) -> None:
     key = f"points-{lab.info.id}-{lab.metric}-{slug}"  # another choice forgets the click
     alt = "Every point: accuracy, difference to causal and damage removed, with intervals."
     picked = widgets.selectable(frame, columns, key=key, mode="single-row", tall=900, alt=alt)
-    row_number = picked.opened if picked.opened is not None else next(iter(picked.rows), None)
-    if row_number is not None:
-        url.put(point=lab.points[row_number]["slug"])
+    if picked.opened is not None:
+        url.put(point=lab.points[picked.opened]["slug"])
         st.rerun()
     widgets.note("Click a row to choose the point; its links are above.")
     name = f"{lab.info.id.replace('/', '-')}.csv"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -185,7 +184,7 @@ def _layer_ranges(lab: Lab) -> dict[str, list[tuple[str, int, int]]]:
     return {others: ranges for others, ranges in by_others.items() if len(ranges) > 1}
 
 
-def _on_click(key: str) -> Callable[[], None]:
+def _clickable(figure: Any, alt: str, key: str) -> None:
     def clicked() -> None:
         event: Any = st.session_state.get(key)
         points = event["selection"]["points"] if event else []
@@ -193,13 +192,7 @@ def _on_click(key: str) -> Callable[[], None]:
         if data:
             url.put(point=data[0] if isinstance(data, (list, tuple)) else data)
 
-    return clicked
-
-
-def _clickable(figure: Any, alt: str, key: str) -> None:
-    widgets.chart(
-        figure, alt, key=key, on_select=_on_click(key), selection_mode="points", width="stretch"
-    )
+    widgets.chart(figure, alt, key=key, on_select=clicked, selection_mode="points", width="stretch")
 
 
 def dose_response(lab: Lab, measure: str, slug: str) -> None:

@@ -25,9 +25,7 @@ LABELS = {
     "items_file": "A file that names the items",
     "num_fewshot": "Few-shot examples",
     "repeat_prompt": "Prompt given, times",
-    "device": "Device",
     "data": "Training data",
-    "regime": "Regime",
     "lora_rank": "LoRA rank",
     "lora_alpha": "LoRA alpha",
     "lora_dropout": "LoRA dropout",
@@ -79,23 +77,13 @@ def _widget(spec: Field[Any], runs: tuple[RunInfo, ...], default: Any) -> str:
         return _tasks(label, name, hint, default)
     if spec.name in ("model", "checkpoint"):
         return from_runs(spec.name, label, name, hint, runs)
-    if spec.name == "sweep":
-        return _sweep(label, name, default or "")
+    if spec.name == "sweep":  # a preset's stands in the box, to be changed, and not behind it
+        none = "nothing but the controls"
+        more = {"help": SWEEP_HELP, "max_chars": 1000, "placeholder": none}
+        return url.text(label, name=name, default=default or "", **more).strip()
     shown = {"limit": "all"}.get(spec.name, "auto" if spec.metadata["metavar"] == "N|auto" else "")
     shown = shown if default is None else str(default)
     return url.text(label, name=name, help=hint, max_chars=400, placeholder=shown).strip()
-
-
-def _sweep(label: str, name: str, default: str) -> str:
-    """In the box, not behind it: a preset's sweep is there to be changed."""
-    return url.text(
-        label,
-        name=name,
-        default=default,
-        help=SWEEP_HELP,
-        max_chars=1000,
-        placeholder="nothing but the controls",
-    ).strip()
 
 
 def _tasks(label: str, name: str, hint: str, default: str | tuple[str, ...]) -> str:

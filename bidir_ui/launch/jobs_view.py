@@ -22,14 +22,6 @@ from bidir_ui.reading.data import RunInfo
 
 POLL_SECONDS = 2
 SHOWN = 8
-MARKS = {
-    "queued": "○ queued",
-    "running": "◐ running",
-    "done": "● done",
-    "failed": "✕ failed",
-    "cancelled": "– cancelled",
-    "lost": "✕ lost",
-}
 LOST = "Its process is gone without a word (killed, or the machine was restarted)."
 
 
@@ -102,7 +94,7 @@ def _button(label: str, key: str, action: Callable[[str], object], name: str, **
 def _active(job: Job, ahead: int, runs: tuple[RunInfo, ...]) -> None:
     with st.container(border=True, key=f"job-{job.id}", gap="small"):
         left, right = st.columns([5, 2], vertical_alignment="center")
-        state = "◐ cancelling" if job.is_cancelling else MARKS[job.state]
+        state = "◐ cancelling" if job.is_cancelling else fmt.STATE_MARKS[job.state]
         about = html.el("small", f"{_about(job)} on {job.device}", cls="b-soft")
         with left:
             title = html.el("b", job.title)
@@ -228,7 +220,7 @@ def _past(job: Job, runs: tuple[RunInfo, ...]) -> None:
     with st.container(key=f"past-{job.id}", gap=None):
         about, took, act = st.columns([4, 4, 3], vertical_alignment="center", gap="medium")
         with about:
-            state = html.el("span", MARKS[job.state], cls=_tone(job))
+            state = html.el("span", fmt.STATE_MARKS[job.state], cls=_tone(job))
             facts = f" · {_date(job.finished or job.created)} · {_about(job)} on {job.device}"
             title = html.div("", html.el("b", job.title))
             html.show(html.div("b", title, html.div("b-note", state, facts)))

@@ -20,6 +20,7 @@ from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.launch import ask, jobs_view
 from bidir_ui.masks import masks_view, observed_data, observed_head
 from bidir_ui.masks.observed_data import Observed
+from bidir_ui.reading import data
 
 MEASURES = {
     "first": ("First token", "share of attention on the first token"),
@@ -347,10 +348,8 @@ def offer(page: Any, item_id: str) -> None:
 def _config(model: str, item_id: str) -> AttendConfig:
     pair = (url.get("against") or "causal", url.get("regime") or "bidirectional")
     if item_id:
-        task, _, number = item_id.rpartition("/")
-        if not task or not number.isdecimal():
-            raise UserError(f"'{item_id[:80]}' is not an item id; ids look like piqa/12")
-        return AttendConfig(model=model, task=task, doc_id=int(number), regimes=pair)
+        task, row = data.task_and_row(item_id)
+        return AttendConfig(model=model, task=task, doc_id=row, regimes=pair)
     return AttendConfig(
         model=model,
         prompt=url.get("prompt") or masks_view.PREFIX,

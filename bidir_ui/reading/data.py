@@ -335,10 +335,15 @@ BY_CHANGE: dict[Any, Any] = {RunInfo: lambda run: f"{run.path} {run.modified}"}
 @st.cache_data(max_entries=512, show_spinner=False, hash_funcs=BY_CHANGE)
 def record(info: RunInfo, item_id: str) -> dict[str, Any] | None:
     """One whole record; None if the run has no such item. UserError for a malformed id."""
+    return run_of(info).item(*task_and_row(item_id))
+
+
+def task_and_row(item_id: str) -> tuple[str, int]:
+    """An item's id in its parts. UserError for a malformed one."""
     task, _, number = item_id.rpartition("/")
     if not task or not number.isdecimal():
         raise UserError(f"'{item_id[:80]}' is not an item id; ids look like piqa/12")
-    return run_of(info).item(task, int(number))
+    return task, int(number)
 
 
 # Names of runs that tell them apart: where two labels collide, what differs is added.
