@@ -19,6 +19,20 @@ def count(n: int) -> str:
     return f"{n:,}"
 
 
+TASK_TITLES = {
+    "hellaswag": "HellaSwag",
+    "piqa": "PIQA",
+    "arc_easy": "ARC-Easy",
+    "arc_challenge": "ARC-Challenge",
+    "winogrande": "WinoGrande",
+}
+
+
+def task_title(name: str) -> str:
+    """A task as its authors write it; any other by its own name."""
+    return TASK_TITLES.get(name, name)
+
+
 def p_text(p: float | None) -> str:
     if p is None:
         return ""

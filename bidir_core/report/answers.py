@@ -25,7 +25,7 @@ from bidir_core.analyse.verdict import (
     size,
 )
 from bidir_core.common import formatting
-from bidir_core.report.markdown import bullets, capital, code, escape
+from bidir_core.report.markdown import bullets, capital, escape
 from bidir_core.runs.layout import TRAININGS
 
 Key = Literal["better", "worse", "equivalent", "undecided", "unknown"]
@@ -321,7 +321,11 @@ def _undecided(numbers: Findings) -> Iterator[str]:
     if damage is not None:
         if damage.basis != "paired":
             yield from (f"The runs do not pair: {escape(note)}." for note in damage.notes)
-        tasks = [code(t.task) for t in damage.tasks if t.judgement.verdict == "undecided"]
+        tasks = [
+            escape(formatting.task_title(t.task))
+            for t in damage.tasks
+            if t.judgement.verdict == "undecided"
+        ]
         if tasks and len(tasks) < len(damage.tasks):
             yield f"By task, the verdict above is undecided on {', '.join(tasks)}."
     undecided = [c for c in numbers.contrasts(leaky=False) if c.verdict == "undecided"]

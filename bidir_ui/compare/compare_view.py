@@ -14,6 +14,7 @@ from bidir_core.analyse.pairing import mismatch_report
 from bidir_core.analyse.stats import Retention
 from bidir_core.analyse.study import Arm, name_variants
 from bidir_core.common.errors import UserError
+from bidir_core.common.formatting import p_text
 from bidir_core.data import item_texts
 from bidir_core.report.charts import recovery, table_frame
 from bidir_core.report.markdown import Table
@@ -80,6 +81,7 @@ def task_table(result: core.Comparison, a: RunInfo, b: RunInfo) -> None:
     frame[shares] *= 100
     frame["task"] = frame["task"].map(lambda name: item_texts.visible(fmt.task(name)))
     frame["churn"] = 100 * (frame["broken"] + frame["fixed"]) / frame["n"]
+    frame["p_holm"] = [p_text(row.p_holm) for row in result.rows]
     frame["verdict"] = frame["verdict"].map(short)
     text, number = st.column_config.TextColumn, st.column_config.NumberColumn
     columns = {
@@ -93,7 +95,7 @@ def task_table(result: core.Comparison, a: RunInfo, b: RunInfo) -> None:
         "broken": number("▼ Broken", width=76),
         "fixed": number("▲ Fixed", width=68),
         "churn": number("Churn, %", format="%.1f", width=74),
-        "p_holm": number("p (Holm)", format="%.2g", width=74, help=HOLM),
+        "p_holm": text("p (Holm)", width=74, help=HOLM),
         "verdict": text("In words"),
     }
     key = f"tasks-{a.id}-{b.id}-{result.metric}"
@@ -165,15 +167,11 @@ def _square(row: core.Row, a: RunInfo, b: RunInfo) -> html.Html:
         (("right", cell(row.both_right, "same_right"), broken), ("wrong", fixed, both_wrong)),
         name="",
     )
-    test = "no flips" if row.p_value is None else f"McNemar p {p_text(row.p_value)}"
+    test = f"McNemar p {p_text(row.p_value)}" if row.p_value is not None else "no flips"
     if row.detectable is not None:
         least = fmt.points(row.detectable).lstrip("+")
         test += f"; enough to detect {least} points"
     return html.el("div", table, html.div("b b-note", f"n = {fmt.count(row.n)}, {test}"))
-
-
-def p_text(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {fmt.number(value, 3)}"
 
 
 def retention(

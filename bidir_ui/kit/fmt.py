@@ -7,6 +7,7 @@ import re
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from bidir_core.common import formatting
 from bidir_core.runs.layout import LAB, STAGES
 
 if TYPE_CHECKING:
@@ -16,14 +17,6 @@ MINUS = "−"  # a real minus sign: as wide as the plus, never broken off at a l
 NONE = "–"
 
 STAGE_LABELS = {folder: stage.name for folder, stage in STAGES.items()} | {LAB: "Lab"}
-TASK_LABELS = {
-    "hellaswag": "HellaSwag",
-    "piqa": "PIQA",
-    "arc_easy": "ARC-Easy",
-    "arc_challenge": "ARC-Challenge",
-    "winogrande": "WinoGrande",
-    "macro": "Macro mean",
-}
 FLIP_LABELS = {
     "broken": "▼ broken",
     "fixed": "▲ fixed",
@@ -118,7 +111,7 @@ def stage(stage_dir: str) -> str:
 
 
 def task(name: str) -> str:
-    return TASK_LABELS.get(name, name)
+    return "Macro mean" if name == "macro" else formatting.task_title(name)
 
 
 def flip(name: str) -> str:

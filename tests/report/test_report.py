@@ -286,6 +286,12 @@ def test_the_fullest_set_of_a_model_is_chosen(tmp_path):
     assert build_report(roots=[tmp_path], model="another").study.model == "another"
 
 
+def test_tasks_are_named_as_their_authors_write_them(committed_report):
+    answer = committed_report.markdown().partition("## Appendix")[0]
+    assert "ARC-Challenge" in answer
+    assert "arc_challenge" not in answer
+
+
 def test_a_sweeps_points_stand_for_evaluations_that_nobody_made(tmp_path):
     sweep = make_sweep(tmp_path, SINKS, n_items=100)
     make_sweep(tmp_path, SINKS[:1], n_items=100)  # newer, of fewer points
