@@ -19,6 +19,14 @@ def count(n: int) -> str:
     return f"{n:,}"
 
 
+MINUS = "−"  # a real minus sign: as wide as the plus, never broken off at a line end
+
+
+def minus(text: str) -> str:
+    """A sentence as pages write it: ``-4.0`` with a real minus (``rows=0-5`` stays)."""
+    return re.sub(r"(?<![\w.)-])-(?=\.?\d)", MINUS, text)
+
+
 TASK_TITLES = {
     "hellaswag": "HellaSwag",
     "piqa": "PIQA",

@@ -53,8 +53,9 @@ def charts(report: Report) -> dict[str, list[Chart | Markup]]:
 def _forest(contrast: Contrast | None) -> list[Markup]:
     if contrast is None or not contrast.tasks:
         return []
-    rows = [(task.task, task.delta, task.judgement, False) for task in contrast.tasks]
-    rows.append(("macro", contrast.value, contrast.judgement, True))
+    title = formatting.task_title
+    rows = [(title(task.task), task.delta, task.judgement, False) for task in contrast.tasks]
+    rows.append(("Macro mean", contrast.value, contrast.judgement, True))
     chart = interval_rows(
         [verdict_row(*row) for row in rows],
         reference=0.0,
@@ -67,9 +68,11 @@ def verdict_row(label: str, delta: float, judged: Judgement, total: bool = False
     """A difference, shaped and coloured by its verdict."""
     text, estimate = formatting.points(delta, signed=True), judged.estimate
     if estimate is None:
-        return Row(label, f"{text}, no interval", delta, total=total)
+        return Row(label, formatting.minus(f"{text}, no interval"), delta, total=total)
     text = f"{text} ({ends_text(estimate.low, estimate.high)})"
-    return Row(label, text, delta, estimate.low, estimate.high, judged.verdict, total)
+    return Row(
+        label, formatting.minus(text), delta, estimate.low, estimate.high, judged.verdict, total
+    )
 
 
 def _figure(title: str, chart: Markup) -> Markup:

@@ -133,7 +133,8 @@ def template(name: str) -> Template:
 
 
 def tied(text: str) -> str:
-    """An interval whose ends stay on one line: ``51.8 %`` above ``(38.3 to 65.8 %)``."""
+    """An interval whose ends stay on one line: ``51.8 %`` above ``(38.3 to 65.8 %)``; with real minus signs."""
+    text = formatting.minus(text)
     ties = (
         (" to ", "\u00a0to\u00a0"),
         (" %", "\u00a0%"),
@@ -146,7 +147,7 @@ def tied(text: str) -> str:
 
 
 def _nats(value: float, signed: bool = False) -> str:
-    return f"{value:+.2f}" if signed else f"{value:.2f}"
+    return formatting.minus(f"{value:+.2f}" if signed else f"{value:.2f}")
 
 
 def _opening(text: str) -> str:
@@ -192,7 +193,8 @@ def _parser() -> MarkdownIt:
 
 def paragraphs(markdown: str) -> Markup:
     """Paragraphs and lists of a section's text; no number stands apart from its sign."""
-    text = visible(markdown).replace(" %", "\u00a0%").replace("n = ", "n\u00a0=\u00a0")
+    text = formatting.minus(visible(markdown))
+    text = text.replace(" %", "\u00a0%").replace("n = ", "n\u00a0=\u00a0")
     return Markup(_parser().render(text))
 
 

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 from markupsafe import Markup
 
+from bidir_core.common.formatting import minus
 from bidir_core.data.item_texts import visible
 
 # Told apart by shape and colour: a verdict, or whom an evaluation let look ahead.
@@ -47,7 +48,8 @@ def interval_rows(rows: Sequence[Row], *, reference: float | None, axis: str) ->
     step = _step(high - low)
     ticks = [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
     scale = Markup("").join(
-        Markup('<i style="left:{:.2f}%">{:g}</i>').format(place(tick / 100), tick) for tick in ticks
+        Markup('<i style="left:{:.2f}%">{}</i>').format(place(tick / 100), minus(f"{tick:g}"))
+        for tick in ticks
     )
     line = "" if reference is None else Markup(' style="--at:{:.2f}%"').format(place(reference))
     return Markup(

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from bidir_core.common import formatting
+from bidir_core.common.formatting import MINUS, minus
 from bidir_core.runs.layout import LAB, STAGES
 
 if TYPE_CHECKING:
     from bidir_core.analyse.stats import Estimate
 
-MINUS = "−"  # a real minus sign: as wide as the plus, never broken off at a line end
 NONE = "–"
 
 STAGE_LABELS = {folder: stage.name for folder, stage in STAGES.items()} | {LAB: "Lab"}
@@ -122,11 +121,6 @@ def clip(text: str, length: int = 120) -> str:
     """At most ``length`` characters, on one line."""
     text = " ".join(text[: 4 * length].split())
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
-
-
-def minus(text: str) -> str:
-    """A core sentence as pages write it: ``-4.0`` with a real minus (``rows=0-5`` stays)."""
-    return re.sub(r"(?<![\w.)-])-(?=\.?\d)", MINUS, text)
 
 
 def tie(text: str) -> str:
