@@ -33,6 +33,7 @@ TASK_TITLES = {
     "arc_easy": "ARC-Easy",
     "arc_challenge": "ARC-Challenge",
     "winogrande": "WinoGrande",
+    "macro": "Macro mean",
 }
 
 

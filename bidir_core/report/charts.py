@@ -53,11 +53,10 @@ def charts(report: Report) -> dict[str, list[Chart | Markup]]:
 def _forest(contrast: Contrast | None) -> list[Markup]:
     if contrast is None or not contrast.tasks:
         return []
-    title = formatting.task_title
-    rows = [(title(task.task), task.delta, task.judgement, False) for task in contrast.tasks]
-    rows.append(("Macro mean", contrast.value, contrast.judgement, True))
+    rows = [(task.task, task.delta, task.judgement, False) for task in contrast.tasks]
+    rows.append(("macro", contrast.value, contrast.judgement, True))
     chart = interval_rows(
-        [verdict_row(*row) for row in rows],
+        [verdict_row(formatting.task_title(row[0]), *row[1:]) for row in rows],
         reference=0.0,
         axis="Difference in accuracy, points, with 95 % intervals; 0: no difference",
     )

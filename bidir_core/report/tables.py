@@ -18,6 +18,7 @@ from bidir_core.analyse.judgement import Findings
 from bidir_core.analyse.pairing import Metric
 from bidir_core.analyse.study import CAUSAL, Arm, Cell, Study, ordered_cells
 from bidir_core.analyse.verdict import word
+from bidir_core.common import formatting
 from bidir_core.regimes import parse_regime
 from bidir_core.report.markdown import NOT_RUN, Column, Entry, Interval, Kind, Table
 from bidir_core.runs.curve import read_curve
@@ -390,7 +391,7 @@ MOST_P_VALUES = 3
 
 def _p_values(values: Sequence[float]) -> str | None:
     """Each seed's p value; the lowest and the highest of more than :data:`MOST_P_VALUES`."""
-    shown = ["<0.0001" if p < 0.0001 else f"{p:.4f}" for p in values]
+    shown = list(map(formatting.p_text, values))
     if len(values) <= MOST_P_VALUES:
         return " / ".join(shown) or None
     low, high = shown[values.index(min(values))], shown[values.index(max(values))]

@@ -110,7 +110,7 @@ def stage(stage_dir: str) -> str:
 
 
 def task(name: str) -> str:
-    return "Macro mean" if name == "macro" else formatting.task_title(name)
+    return formatting.task_title(name)
 
 
 def flip(name: str) -> str:
