@@ -113,7 +113,8 @@ def chat() -> str:
 
 
 def top() -> str:
-    """Upper layers that see the first token, and that cannot; whole sets but for one run of 500 a task."""
+    """Upper layers that see the first token, and that cannot. Last, on the first 500 items of each task,
+    the token hidden under causal, and what looking ahead there costs beside it."""
     rows = []
     for name in NAMES:
         sweep = Sweep(named("top-")[name])
@@ -124,8 +125,15 @@ def top() -> str:
                 rows.append([name, sweep.run.id, point.regime, delta(compared.delta(CAUSAL, slug))])
     for name, run in named("causal-top-hide0-").items():
         causal = Run(COMMITTED_RUNS / LIMITED_CAUSAL)
-        limited = outcomes(causal, {CAUSAL: causal, "hidden": run}, "acc")
-        rows.append([name, run.id, str(run.regime), delta(limited.delta(CAUSAL, "hidden"))])
+        ahead = str(run.regime).replace(CAUSAL, "bidirectional")
+        sweep = Sweep(named("top-")[name])
+        beside = sweep.runs[sweep.slug_of(ahead, sweep.usual) or ""]
+        limited = outcomes(causal, {CAUSAL: causal, "hidden": run, "ahead": beside}, "acc")
+        for key, regime in (("hidden", str(run.regime)), ("ahead", ahead)):
+            what = f"{regime}, first 500 of each task"
+            rows.append([name, run.id, what, delta(limited.delta(CAUSAL, key))])
+        both = f"{run.regime} minus {ahead}, first 500 of each task"
+        rows.append([name, run.id, both, delta(limited.delta("ahead", "hidden"))])
     return table("model | run | regime | against causal, points (95 % CI)", rows)
 
 
@@ -181,10 +189,5 @@ def predictions() -> str:
     return table(header, rows)
 
 
-BLOCKS: Blocks = {
-    "models": models,
-    "context": context,
-    "chat": chat,
-    "predictions": predictions,
-}
+BLOCKS: Blocks = {"models": models, "context": context, "chat": chat, "predictions": predictions}
 TABLES: Blocks = {"law": law, "dials": dials, "top": top}

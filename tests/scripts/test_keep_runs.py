@@ -129,6 +129,11 @@ def test_sharing_changes_no_record(tiny_folder, own_items, runs_dir, tmp_path):
     assert scored == {some: kept[some].metrics["n_items"], **dict.fromkeys(others, 0)}
 
 
+def test_lists_of_numbers_are_shortened_and_single_ones_are_not():
+    kept = keep_runs.shorter({"off": 1.93e-05, "layers": {"mean": [0.123456, 0.0]}, "n": [20]})
+    assert kept == {"off": 1.93e-05, "layers": {"mean": [0.1235, 0.0]}, "n": [20]}
+
+
 def test_committed_runs_stay_small():
     files = [path for path in Path(COMMITTED_RUNS).rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 14_000_000
