@@ -12,7 +12,7 @@ in bfloat16, compact records. What decides is fixed here, before any result:
 - of the learning rates in :data:`RATES` the one with the best macro accuracy under bidirectional prefill
   on the explore half, seed 0 of 3B, is taken for every objective and seed of the method. What is
   claimed is measured on the confirm half;
-- of the fine-tunes of :data:`FEWER_STEPS` the shortest one counts that lies, bidirectionally, at most a
+- of the fine-tunes of :data:`OTHER_STEPS` the shortest one counts that lies, bidirectionally, at most a
   point below the base model's causal accuracy on the explore half.
 """
 
@@ -50,7 +50,8 @@ ORDER_TASKS = tuple(
     for order in ("first", "last")
 )
 RATES = {"lora": (2e-4, 5e-4, 1e-3), "full": (1e-5, 3e-5)}
-FEWER_STEPS = {"3B": (25, 50, 100), "distill": (100,)}  # of LoRA, seed 0
+OTHER_STEPS = {"3B": (25, 50, 100, 1600), "distill": (100, 1600)}  # of LoRA, seed 0
+ORDER_LAYERS = (4, 8, 12, 16, 20, 24)  # every A of layers=A- that the order tasks are asked under
 SEEDS = {"lora": (0, 1, 2), "full": (0,)}
 OBJECTIVES = ("3B", "3C", "distill")
 B = "bidirectional"
@@ -103,12 +104,13 @@ class Study:
             yield from self._repair(model, "lora")
         for model in self.models:
             yield Step(f"controls-{short(model)}", model, self._controls, predicted(model))
-            yield Step(f"top-{short(model)}", model, self._hidden_on_top, predicted(model))
+            for name in ("top", "causal-top-hide0"):
+                yield Step(f"{name}-{short(model)}", model, self._hidden_on_top, predicted(model))
         for model in self.order:
             if model in self.repair:
                 yield from self._order_repaired(model)
         for model in self.repair:
-            yield from self._fewer_steps(model)
+            yield from self._other_steps(model)
             yield from self._rates(model, "full")
             yield from self._repair(model, "full")
 
@@ -130,8 +132,8 @@ class Study:
             name = f"{short(model)}-3B-opened-lora-seed0-{B}"
             yield Step(name, model, self._train, searched(model, "lora"), settings)
 
-    def _fewer_steps(self, model: str) -> Iterator[Step]:
-        for objective, numbers in FEWER_STEPS.items():
+    def _other_steps(self, model: str) -> Iterator[Step]:
+        for objective, numbers in OTHER_STEPS.items():
             for steps in numbers:
                 name = f"{short(model)}-{objective}-lora-steps{steps}-seed0-{B}"
                 settings = {"objective": objective, "method": "lora", "seed": 0, "steps": steps}
@@ -146,6 +148,7 @@ class Study:
             ("opened", {"regime": "opened"}),
             ("kl", {"regime": "kl"}),
             ("twice", {"repeat_prompt": 2}),
+            *((f"from{layer}", {"regime": f"from{layer}"}) for layer in ORDER_LAYERS),
         ):
             name = f"order-{label}-{short(model)}"
             yield Step(name, model, self._on_order_tasks, predicted(model), changes)
@@ -179,8 +182,13 @@ class Study:
         run_lab(LabConfig(**self._common(step), sweep=sweep, controls=True))
 
     def _hidden_on_top(self, step: Step) -> None:
-        """The first token hidden, and seen, in the last two thirds of the layers and in the last."""
+        """The first token hidden, and seen, in the last two thirds of the layers and in the last; or
+        hidden in the last two thirds without looking ahead."""
         n_layers = prediction(step.model)["n_layers"]
+        if step.name.startswith("causal"):
+            regime = f"causal:layers={n_layers // 3}-,hide=0"
+            evaluate(EvalConfig(**self._common(step), regime=regime))
+            return
         ranges = ",".join(f"{n_layers * third // 3}-" for third in (1, 2))
         sweep = (f"layers={ranges}", f"layers={ranges}*hide=0")
         run_lab(LabConfig(**self._common(step), sweep=sweep))
@@ -192,11 +200,11 @@ class Study:
         changes = {"tasks": ORDER_TASKS, **step.settings}
         if changes.get("regime") == "opened":
             changes["regime"] = recommended(step.model)
-        if changes.get("regime") == "kl":
-            stored = prediction(step.model)
-            changes["regime"] = str(
-                open_from(min(stored["predictions"]["kl"], stored["n_layers"] - 1))
-            )
+        stored = prediction(step.model)
+        first_layers = {f"from{layer}": layer for layer in ORDER_LAYERS}
+        first_layers["kl"] = stored["predictions"]["kl"]
+        if (first := first_layers.get(changes.get("regime", ""))) is not None:
+            changes["regime"] = str(open_from(min(first, stored["n_layers"] - 1)))
         if arm := changes.pop("arm", None):
             names = Names.of(short(step.model), [runs_folder()])
             trained = names.trained(f"{arm}-lora", 0)
