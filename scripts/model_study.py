@@ -140,7 +140,7 @@ class Study:
                 yield Step(name, model, self._train, searched(model, "lora"), settings)
 
     def _order(self, model: str) -> Iterator[Step]:
-        for label, changes in (
+        arms: tuple[tuple[str, dict[str, Any]], ...] = (
             ("causal", {}),
             (B, {"regime": B}),
             ("sink1", {"regime": f"{B}:sink=1"}),
@@ -149,7 +149,8 @@ class Study:
             ("kl", {"regime": "kl"}),
             ("twice", {"repeat_prompt": 2}),
             *((f"from{layer}", {"regime": f"from{layer}"}) for layer in ORDER_LAYERS),
-        ):
+        )
+        for label, changes in arms:
             name = f"order-{label}-{short(model)}"
             yield Step(name, model, self._on_order_tasks, predicted(model), changes)
 
