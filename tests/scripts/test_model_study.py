@@ -19,6 +19,8 @@ def study(tiny_folder, own_items, runs_dir, tmp_path, monkeypatch) -> Study:
     monkeypatch.setattr(model_study, "SEEDS", {"lora": (0, 1), "full": (0,)})
     monkeypatch.setattr(model_study, "ORDER_TASKS", tasks)
     monkeypatch.setattr(model_study, "OBJECTIVES", ("3B", "3C"))
+    monkeypatch.setattr(model_study, "OTHER_STEPS", {"3B": (2,)})
+    monkeypatch.setattr(model_study, "ORDER_LAYERS", (1,))
     training = {"data": data, "decontaminate": False, "batch_samples": 4}
     models = (model,)
     return Study(models, models, models, limit=8, tasks=tasks, training=training, steps=1)
