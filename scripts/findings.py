@@ -26,12 +26,11 @@ from bidir_core.runs.run import Run
 from scripts import findings_lab, findings_law, findings_order, findings_repair, pages
 from scripts.findings_figures import FIGURES
 from scripts.findings_lab import FIRST, only, share
-from scripts.findings_law import LIMITED_CAUSAL
 from scripts.pages import Blocks, delta, table
 
 CAUSAL, PLAIN, SINK = "causal", "bidirectional", "sink=1"
 LIMITED = {
-    CAUSAL: LIMITED_CAUSAL,
+    CAUSAL: "stage1_vanilla_eval/20261122-230405_limit500",
     PLAIN: "stage2_prefill_bidir_eval/20261122-230425_limit500",
     SINK: "stage2_prefill_bidir_eval/20261122-230444_limit500-sink1",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -77,4 +78,39 @@ def order() -> Figure:
     return figure
 
 
-FIGURES = {"law": lambda: svg(law), "order": lambda: svg(order)}
+def order_layers() -> Figure:
+    """``layers=A-`` by A, on SciQ with ever longer prompts: passage first, last; a row a model."""
+    figure = Figure(figsize=(6.3, 4.6), layout="constrained")
+    grid = figure.subplots(len(findings_order.MODELS), 2, sharex="row", sharey="row")
+    for model, row in zip(findings_order.MODELS, grid):
+        by_layer = {0: "bidirectional"} | {
+            int(match[1]): arm
+            for arm, run in findings_order.runs(model).items()
+            if (match := re.fullmatch(r"bidirectional:layers=(\d+)-", str(run.regime)))
+            and "3B" not in arm
+        }
+        layers, index_of = (
+            sorted(by_layer),
+            {a: i for i, a in enumerate(findings_order.runs(model))},
+        )
+        for order, axes in zip(("first", "last"), row):
+            changes = {}
+            for family in ("sciq", "sciq_medium", "sciq_long"):
+                arms = findings_order.arms(model)[family]
+                found = [arms[index_of[by_layer[layer]]] for layer in layers]
+                label = f"{found[0].prompt_tokens:,.0f} tokens"
+                changes[label] = [getattr(arm.recovered, f"{order}_change") for arm in found]
+            differences(axes, changes, [layers] * len(changes), "-")
+            axes.set_title(f"{findings_law.NAMES[model]}, passage {order}", fontsize="medium")
+        row[1].set_ylabel("")
+        row[1].get_legend().remove()
+    for axes in grid[-1]:
+        axes.set_xlabel("first layer A that looks ahead (layers=A-)")
+    return figure
+
+
+FIGURES = {
+    "law": lambda: svg(law),
+    "order": lambda: svg(order),
+    "order_layers": lambda: svg(order_layers),
+}

@@ -24,7 +24,6 @@ NAMES = {
     "qwen-1.5b": "Qwen2.5-Coder 1.5B",
 }
 CAUSAL = "causal"
-LIMITED_CAUSAL = "stage1_vanilla_eval/20261122-230405_limit500"
 
 
 def named(prefix: str) -> dict[str, Run]:
@@ -113,27 +112,27 @@ def chat() -> str:
 
 
 def top() -> str:
-    """Upper layers that see the first token, and that cannot. Last, on the first 500 items of each task,
-    the token hidden under causal, and what looking ahead there costs beside it."""
+    """Upper layers that see the first token, and that cannot, looking ahead or not; last, which share of
+    what it costs looking ahead it costs without."""
     rows = []
-    for name in NAMES:
+    for name, run in named("causal-top-hide0-").items():
         sweep = Sweep(named("top-")[name])
-        compared = sweep.outcomes(sweep.usual, "acc")
-        assert compared is not None
+        ahead = str(run.regime).replace(CAUSAL, "bidirectional")
+        beside = sweep.slug_of(ahead, sweep.usual)
+        assert beside is not None
+        compared = outcomes(sweep.runs[CAUSAL], {**sweep.runs, "hidden": run}, "acc")
         for slug, point in sweep.points.items():
             if slug != CAUSAL:
                 rows.append([name, sweep.run.id, point.regime, delta(compared.delta(CAUSAL, slug))])
-    for name, run in named("causal-top-hide0-").items():
-        causal = Run(COMMITTED_RUNS / LIMITED_CAUSAL)
-        ahead = str(run.regime).replace(CAUSAL, "bidirectional")
-        sweep = Sweep(named("top-")[name])
-        beside = sweep.runs[sweep.slug_of(ahead, sweep.usual) or ""]
-        limited = outcomes(causal, {CAUSAL: causal, "hidden": run, "ahead": beside}, "acc")
-        for key, regime in (("hidden", str(run.regime)), ("ahead", ahead)):
-            what = f"{regime}, first 500 of each task"
-            rows.append([name, run.id, what, delta(limited.delta(CAUSAL, key))])
-        both = f"{run.regime} minus {ahead}, first 500 of each task"
-        rows.append([name, run.id, both, delta(limited.delta("ahead", "hidden"))])
+        rows.append([name, run.id, str(run.regime), delta(compared.delta(CAUSAL, "hidden"))])
+        both = f"{run.regime} minus {ahead}"
+        rows.append([name, run.id, both, delta(compared.delta(beside, "hidden"))])
+        removed = compared.removed(CAUSAL, beside, "hidden")
+        assert removed is not None
+        share = removed.why_suppressed or "{:.0f} % ({:.0f} to {:.0f} %)".format(
+            *(100 - 100 * (end or 0) for end in (removed.value, removed.high, removed.low))
+        )
+        rows.append([name, run.id, f"{run.regime}, of what {ahead} costs", share])
     return table("model | run | regime | against causal, points (95 % CI)", rows)
 
 

@@ -34,6 +34,7 @@ ARMS = {  # of a run's name, and the words for it
     "sink1": "`sink=1`",
     "opened": "`layers=A-`",
     "kl": "`layers=A-`, A by `kl`",
+    **{f"from{layer}": f"`layers={layer}-`" for layer in range(4, 28, 4)},
     "twice": "causal, prompt twice",
     "3C-causal": "3C, causal",
     "3B-causal": "3B, causal",

@@ -104,23 +104,29 @@ def published_accuracy(arm: str) -> str:
     return " / ".join(f"{published(stage):.1f}" for stage in stages) if stages else "not run"
 
 
-def fewer() -> str:
-    """What shorter fine-tunes of 3B with LoRA leave of the 1.5B's damage, seed 0, beside the long one."""
-    names = Names.of(STUDY)
-    pattern = re.compile(rf"{STUDY}-3B-lora-steps(\d+)-seed0")
-    short = {int(match[1]): name for name in names.runs if (match := pattern.fullmatch(name))}
-    trained = [*(short[steps] for steps in sorted(short)), names.trained("3B-lora", 0)]
-    wanted = [f"{name}-{B}" for name in trained]
-    right = each_name(names, each_run(names, wanted), wanted)
-    rows = []
-    for name in trained:
-        metrics = names.runs[name][0].metrics or {}
-        sides = [(1, [f"{name}-{B}"]), (-1, [names.stage1])]
-        halves = [difference(right, sides, fold) for fold in FOLDS]
-        seconds = f"{metrics['cost']['seconds']:.0f}"
-        cells = [interval(half) if half else "not run" for half in halves]
-        rows.append([f"{metrics['steps']}", f"{metrics['tokens'] / 1e6:.1f} M", seconds, *cells])
-    return table(f"steps | useful tokens | seconds, shared H200 | {' | '.join(FOLDS)}", rows)
+def by_steps() -> str:
+    """What shorter and longer fine-tunes with LoRA, seed 0, leave of the 1.5B's damage, and what they
+    cost in causal mode."""
+    names, rows = Names.of(STUDY), []
+    for objective in ("3B", "distill"):
+        pattern = re.compile(rf"{STUDY}-{objective}-lora-steps\d+-seed0")
+        trained = [name for name in names.runs if pattern.fullmatch(name)]
+        trained.append(names.trained(f"{objective}-lora", 0))
+        measured = {name: names.runs[name][0].metrics or {} for name in trained}
+        for name in sorted(trained, key=lambda name: measured[name]["steps"]):
+            metrics = measured[name]
+            cells = []
+            for regime, fold in [*((B, fold) for fold in FOLDS), ("causal", "all")]:
+                after, effect = f"{name}-{regime}", None
+                if any(run.has_items for run in names.runs.get(after, ())):
+                    right = each_name(names, each_run(names, [after]), [after])
+                    effect = difference(right, [(1, [after]), (-1, [names.stage1])], fold)
+                cells.append(interval(effect) if effect else "not kept")
+            seconds = f"{metrics['cost']['seconds']:.0f}"
+            tokens = f"{metrics['tokens'] / 1e6:.1f} M"
+            rows.append([objective, f"{metrics['steps']}", tokens, seconds, *cells])
+    header = "objective | steps | useful tokens | seconds, shared H200"
+    return table(f"{header} | {' | '.join(FOLDS)} | causal mode, all", rows)
 
 
 def by_task() -> str:
@@ -140,4 +146,4 @@ def by_task() -> str:
 
 
 BLOCKS: Blocks = {"models": models}
-TABLES: Blocks = {f"repair_by_task_{STUDY}": by_task, f"repair_fewer_steps_{STUDY}": fewer}
+TABLES: Blocks = {f"repair_by_task_{STUDY}": by_task, f"repair_steps_{STUDY}": by_steps}

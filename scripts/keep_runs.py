@@ -8,8 +8,9 @@ observed attention the shares are kept, rounded to 1/256, not the heads' weights
 score of each token, else with log-likelihoods rounded to 1/64 nat after predictions and accuracies were
 taken from the exact ones, which is less than a number format or a batch changes them. What runs share
 (texts, tokens, hashes, gold answers) goes to ``runs/items`` once. Of a sweep whose name does not match the points' numbers are kept, not their items;
-of runs and points whose id matches ``--answers`` what was answered, not the scores. Paths into RUNS
-become ``runs/...``.
+of runs and points whose id matches ``--answers`` what was answered, not the scores. Of the status
+what a finished run's readers need; no log of a fine-tune, whose curve says the same, nor of a point,
+whose sweep has one. Paths into RUNS become ``runs/...``.
 ``--shared-device`` notes in ``metrics.json`` that other work ran on the same device, so that nobody
 reads a speed from the run's seconds.
 """
@@ -44,10 +45,10 @@ from bidir_core.runs.records import (
 )
 from bidir_core.runs.run import Run
 
-TEXTS = ["config.json", "status.json", "probe.json", "data.json", "curve.jsonl", "log.txt"]
-TEXTS += [ATTENTION_FILE]
+TEXTS = ["config.json", "status.json", "probe.json", "data.json", "curve.jsonl", ATTENTION_FILE]
 STEPS_A_NAT, STEPS_A_SHARE = 64, 256
 DIGITS = 4  # of shares of attention in metrics.json
+STATUS = ("schema", "state", "done", "total", "started", "finished", "right", "recorded")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -82,11 +83,17 @@ def keep(run: Run, folder: Path, *, items: bool, options: argparse.Namespace) ->
 def _write_copy(run: Run, folder: Path, *, items: bool, options: argparse.Namespace) -> None:
     folder.mkdir(parents=True)
     made_in = (options.made_in or str(options.runs.resolve())).rstrip("/")
-    for name in TEXTS:
+    has_log = folder.parent.name != "points" and not (run.path / "curve.jsonl").is_file()
+    for name in [*TEXTS, "log.txt"] if has_log else TEXTS:
         if (run.path / name).is_file():
             text = (run.path / name).read_text(encoding="utf-8")
             text = text.replace(f"{made_in}/", "runs/").replace(f'"{made_in}"', '"runs"')
             (folder / name).write_text(text, encoding="utf-8")
+    status = read_json(folder / "status.json")
+    kept = {name: status[name] for name in STATUS if name in status}
+    write_json(folder / "status.json", kept, dense=True)
+    if (folder / "data.json").is_file():
+        write_json(folder / "data.json", read_json(folder / "data.json"), dense=True)
     if (run.path / "summary.npz").is_file():  # attention over many items
         shutil.copyfile(run.path / "summary.npz", folder / "summary.npz")
     config = read_json(folder / "config.json")
