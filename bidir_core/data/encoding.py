@@ -251,16 +251,18 @@ class Encoder:
         self.bos: Bos = bos
         self.n_tail = n_appended(self.backend)
         bos_id, eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-        self.empty_context_id = bos_id if bos_id is not None else eos_id
+        empty_context_id = bos_id if bos_id is not None else eos_id
         self.bos_text = None if bos_id is None else tokenizer.decode([bos_id])
         if bos == "add" and bos_id is None:
             raise UserError("--bos add: this tokenizer has no BOS token; use --bos auto or none")
         self.chat = chat_template_of(tokenizer, chat_date) if chat_template else None
-        if self.empty_context_id is None:
+        if empty_context_id is None:
             raise UserError(
                 "this tokenizer has neither a BOS nor an EOS token to stand for an "
                 "empty context; use a tokenizer that has one"
             )
+        no_text = np.zeros((1, 2), dtype=np.int64)
+        self.empty_prefix = Tokens(np.array([empty_context_id], dtype=np.int64), no_text)
 
     @classmethod
     def of(cls, model: Any, **conventions: Any) -> Encoder:
@@ -288,7 +290,7 @@ class Encoder:
             prefixes, continuations, contexts = [], [], []
             for (context, text), stem, full in itertools.islice(cursor, len(item.continuations)):
                 if not context:
-                    prefix, place = self._empty_prefix(), place_of_choice[text]
+                    prefix, place = self.empty_prefix, place_of_choice[text]
                 else:
                     prefix = stem_of[stem]
                     place = place_of_full[full].after(len(prefix.ids), len(context))
@@ -336,11 +338,6 @@ class Encoder:
         assert self.chat is not None
         with template_errors():
             return self.chat.render([{"role": "user", "content": context}])
-
-    def _empty_prefix(self) -> Tokens:
-        """The prefix token that stands for an empty context."""
-        no_text = np.zeros((1, 2), dtype=np.int64)
-        return Tokens(np.array([self.empty_context_id], dtype=np.int64), no_text)
 
     def encode_texts(self, texts: Sequence[str], special: bool = True) -> dict[str, Place]:
         """Where each text's tokens are; every distinct text is tokenised once."""

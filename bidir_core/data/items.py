@@ -16,9 +16,6 @@ from typing import Any, Literal, Protocol, get_args
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import Damaged, read_bytes
 
-ITEM_FIELDS = ("task", "doc_id", "doc_hash", "gold", "contexts", "continuations")
-"""The fields of a record that come from the item; scoring adds the rest."""
-
 
 @dataclass(frozen=True)
 class Item:
@@ -51,11 +48,6 @@ class Item:
 
     def context(self, choice: int) -> str:
         return self.contexts[choice] if len(self.contexts) > 1 else self.contexts[0]
-
-    def record(self) -> dict[str, Any]:
-        """The item's part of a run's record: `ITEM_FIELDS`, tuples as lists."""
-        fields = {name: getattr(self, name) for name in ITEM_FIELDS}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
 
 
 def choice_lengths(continuations: Sequence[str]) -> list[int] | None:
@@ -90,13 +82,6 @@ def data_fingerprint(items: Iterable[Item]) -> str:
     for item in items:
         digest.update(f"{item.task}\0{item.doc_hash}\n".encode())
     return digest.hexdigest()
-
-
-def chance(items: Sequence[Item]) -> float:
-    """Expected accuracy of guessing: the mean of 1/n_choices over the items; NaN without items."""
-    if not items:
-        return float("nan")
-    return sum(1.0 / item.n_choices for item in items) / len(items)
 
 
 class ItemSource(Protocol):

@@ -26,7 +26,6 @@ MOST_POINTS = 1000
 ATTENTION_FILE = "attention.json"  # in the sweep's folder: what the triviality control looks at
 _LAYER_WORDS = "A-B, A-, windows:W, prefixes or suffixes"
 
-
 Axis = tuple[str, tuple[str, ...]]  # a dial and its values; ``windows:W`` waits for the model
 Sweep = tuple[tuple[Axis, ...], ...]  # products of axes
 

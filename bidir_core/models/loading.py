@@ -244,13 +244,14 @@ def load_weights(plan: Preflight, *, keep_vision: bool = False) -> LoadedModel:
         from bidir_core.models import fused
 
         kernels = fused.fuse(loaded)
+    tokenizer_text = plan.tokenizer.backend_tokenizer.to_str() + repr(plan.tokenizer.chat_template)
     return LoadedModel(
         model=loaded,
         tokenizer=plan.tokenizer,
         handle=handle,
         name=plan.name,
         fingerprint=weights_fingerprint,
-        tokenizer_fingerprint=_tokenizer_fingerprint(plan.tokenizer),
+        tokenizer_fingerprint=hashlib.sha256(tokenizer_text.encode()).hexdigest(),
         n_layers=plan.n_layers,
         max_length=plan.max_length,
         device=plan.device,
@@ -328,8 +329,3 @@ def _without_vision(model: Any) -> Any:
         if isinstance(getattr(inner, name, None), torch.nn.Module):
             setattr(inner, name, torch.nn.Identity())
     return model
-
-
-def _tokenizer_fingerprint(tokenizer: Any) -> str:
-    text = tokenizer.backend_tokenizer.to_str() + repr(tokenizer.chat_template)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -115,7 +115,8 @@ def packed_sample(
         start += n
     item_ids, position_row, n_prefix_row, exit_row = (torch.tensor([row]) for row in rows)
     layout = Layout(item_ids, position_row, n_prefix_row, exit_row, spans=tuple(spans))
-    return Sample(_first_tokens(tokens, start)[None], layout, tuple((0, path) for path in paths))
+    ids = tokens[torch.arange(start) % len(tokens)][None]
+    return Sample(ids, layout, tuple((0, path) for path in paths))
 
 
 def _far_positions(
@@ -163,10 +164,6 @@ def padded(paths: Sequence[Sequence[int]]) -> list[list[int]]:
     """Paths of one length: the shorter ones repeat their last index."""
     longest = max(map(len, paths))
     return [[*path, *[path[-1]] * (longest - len(path))] for path in paths]
-
-
-def _first_tokens(tokens: torch.Tensor, n: int) -> torch.Tensor:
-    return tokens.repeat(n // len(tokens) + 1)[:n]
 
 
 class Weights(NamedTuple):
