@@ -167,15 +167,14 @@ def preset_points(preset: str | None, usual: Condition) -> list[Point]:
 class LabConfig(EvalConfig):
     """Which regimes to run on one model and one set of items. Everything else is as in eval."""
 
-    regime: str = setting("causal", help="the baseline", role="identity", cli=False)
-    sweep: tuple[str, ...] = setting((), help="what to vary", role="identity", cli=False)
+    regime: str = setting("causal", help="the baseline", cli=False)
+    sweep: tuple[str, ...] = setting((), help="what to vary", cli=False)
     preset: str | None = setting(
         None,
         help="a ready-made sweep: law (from which layer on may the prompt look ahead: layers=A- for "
         "every A, sink=1 and 4) or order (does it matter where the passage stands: sink=1, the "
         "recommended layers=A- and the prompt given twice, on the order tasks unless others are "
         "named). First it stores what unlabelled prompts predict (see recommend)",
-        role="identity",
         choices=("law", "order"),
     )
     controls: bool = setting(
@@ -183,7 +182,6 @@ class LabConfig(EvalConfig):
         help="add the controls that could refute the story: sufficiency, placebo, relocated sink, "
         "key or value, random look-ahead, clipped norm, triviality, prompt conditions, last prompt "
         "token, context floor",
-        role="identity",
     )
 
     def __post_init__(self) -> None:

@@ -128,7 +128,11 @@ class RunWriter:
         if view.state in ("corrupt", "reference"):
             raise UserError(f"the run '{view.id}' cannot be resumed: {view.error or view.state}")
         writer = cls(view.path, view.config)
-        writer._remove_left_overs()
+        # What killed writers left here and in the points of a sweep, which is ours alone now.
+        remove_left_overs(view.path, ".*.tmp", older_than_seconds=0)
+        for point in view.path.glob("points/*"):
+            if not is_locked(point):
+                remove_left_overs(point, ".*.tmp", ".lock", older_than_seconds=0)
         records, n_bytes = read_jsonl(view.path / "items.jsonl")
         writer._remember(records)
         if (view.path / "items.jsonl").exists():
@@ -187,8 +191,7 @@ class RunWriter:
 
         With it go how many items are recorded, and how many of them are right.
         """
-        changes: dict[str, Any] = {"done": done, "total": total, "rate": rate}
-        changes["eta_seconds"] = eta_seconds
+        changes = {"done": done, "total": total, "rate": rate, "eta_seconds": eta_seconds}
         if self._records:
             changes |= {"recorded": len(self._records), "right": self._n_right}
         self._set_status(**{k: v for k, v in changes.items() if v is not None}, **extra)
@@ -276,13 +279,6 @@ class RunWriter:
                 self.close()  # a full disk must not hide the first error; readers see "lost"
         else:
             self.close()
-
-    def _remove_left_overs(self) -> None:
-        """What killed writers left here and in the points of a sweep, which is ours alone now."""
-        remove_left_overs(self.path, ".*.tmp", older_than_seconds=0)
-        for point in self.path.glob("points/*"):
-            if not is_locked(point):
-                remove_left_overs(point, ".*.tmp", ".lock", older_than_seconds=0)
 
     def _sorted(self, order: Iterable[Key] | None, tasks: list[str]) -> list[dict[str, Any]]:
         if order is not None:
