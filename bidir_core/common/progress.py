@@ -21,7 +21,6 @@ LOG = logging.getLogger("bidir_core")
 _HEARTBEAT_SECONDS = 1.0
 TERMINATED = "terminated"  # the message of a KeyboardInterrupt that stands for a SIGTERM
 
-
 JOB_DIR = "BIDIR_JOB_DIR"  # the environment's name for a job's folder, and two files in it
 PHASES, RUNS = "phases.txt", "runs.txt"
 

@@ -105,7 +105,6 @@ MODEL = Asset(
     title="SmolLM2 135M",
 )
 
-
 DATA = Asset(
     name="eval-data",
     what="five benchmarks' validation sets, and other tasks' prompts to train on",

@@ -338,18 +338,14 @@ def fewshot_prefixes(
                 if len(drawn) < n:  # the pool holds copies of the item and several were drawn
                     others = [e for e in candidates if e.doc_hash != item.doc_hash]
                     drawn = random.sample(others, n)
-            prefixes.append("".join(map(_solved_example, drawn)))
+            solved = [e.context(e.gold) + e.continuations[e.gold] for e in drawn]
+            prefixes.append("".join(f"{text}\n\n" for text in solved))
     except ValueError as error:
         raise UserError(
             f"{pool.name}: {n} few-shot examples besides the item itself cannot be drawn from "
             f"{len(candidates)} items; lower --num-fewshot"
         ) from error
     return prefixes
-
-
-def _solved_example(item: Item) -> str:
-    """The example with its right answer, and the blank line that parts it from the next."""
-    return item.context(item.gold) + item.continuations[item.gold] + "\n\n"
 
 
 # A file that names the items to evaluate: one a line, as `task<TAB>doc_id` or by its `doc_hash`.

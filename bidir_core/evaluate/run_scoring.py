@@ -18,6 +18,7 @@ from bidir_core.data.builtin_tasks import ORDER_TASKS
 from bidir_core.data.encoding import EncodedItem
 from bidir_core.data.items import is_custom_task
 from bidir_core.evaluate.config import EvalConfig
+from bidir_core.evaluate.patching import parse_patch
 from bidir_core.evaluate.processes import ALONE, PARTS, Part, Parts, Team, merge_parts, share
 from bidir_core.evaluate.scoring import ItemScore, Scorer, ScoringPlan
 from bidir_core.models import devices
@@ -178,11 +179,7 @@ def _probe_advice(run: Path) -> str:
 
 
 def _scorer(config: EvalConfig, loaded: LoadedModel, regime: Regime, plan: ScoringPlan) -> Scorer:
-    patch = None
-    if config.patch:
-        from bidir_core.evaluate.patching import parse_patch
-
-        patch = parse_patch(config.patch)
+    patch = parse_patch(config.patch) if config.patch else None
     return Scorer(loaded.model, loaded.handle, plan.under(regime, patch))
 
 

@@ -355,7 +355,11 @@ def planned_points(config: LabConfig, n_layers: int | None) -> list[Point] | Non
     number of layers is needed and not known. UserError for layers the model does not have.
     """
     if n_layers is None:
-        if config.preset == "law" or any(map(_needs_layers, config.sweep)):
+        # Families of layers make as many points as there are layers.
+        families = ("windows:", "prefixes", "suffixes")
+        if config.preset == "law" or any(
+            word in text for text in config.sweep for word in families
+        ):
             return None
         n_layers = _ANY_LAYERS
     usual, controls = condition_of(config), []
@@ -371,8 +375,3 @@ def planned_points(config: LabConfig, n_layers: int | None) -> list[Point] | Non
 
 OPENED = "bidirectional:layers=1-"  # stands for the regime that is not recommended yet
 _ANY_LAYERS = 10_000  # of a model whose number of layers does not matter
-
-
-def _needs_layers(sweep: str) -> bool:
-    """Whether it names families of layers, which make as many points as there are layers."""
-    return any(word in sweep for word in ("windows:", "prefixes", "suffixes"))

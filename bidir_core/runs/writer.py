@@ -28,13 +28,13 @@ from bidir_core.runs.layout import (
 )
 from bidir_core.runs.read import sealed
 from bidir_core.runs.records import (
+    SLIM_FIELDS,
     Key,
     read_jsonl,
     shared_files,
     to_line,
     to_table,
     write_parquet,
-    write_slim,
 )
 from bidir_core.runs.run import Run, compute_metrics
 
@@ -220,10 +220,8 @@ class RunWriter:
         if self._records:
             table = to_table(self._sorted(order, settings.get("tasks") or []))
             self._close_items()
-            if self.is_slim:
-                write_slim(table, self.path / "items.parquet")
-            else:
-                write_parquet(table, self.path / "items.parquet")
+            kept = table.select(SLIM_FIELDS) if self.is_slim else table
+            write_parquet(kept, self.path / "items.parquet", store_schema=not self.is_slim)
             body = compute_metrics(table)
         contents = {
             "schema": SCHEMA_VERSION,

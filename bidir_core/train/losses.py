@@ -83,8 +83,6 @@ def _base_hidden(base: Student | None, batch: TrainBatch) -> torch.Tensor:
         return within(base.model, partial(base.hidden, batch))
 
 
-# What is trained, and the losses it is trained with.
-
 HEAD_CHUNK_BYTES = {"cpu": 1 << 29, "cuda": 1 << 31}  # float32 logits of one chunk
 
 
