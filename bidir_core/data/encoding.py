@@ -58,10 +58,6 @@ def chat_template_of(tokenizer: Any, chat_date: str = CHAT_DATE) -> ChatTemplate
         return ChatTemplate(tokenizer, chat_date)
 
 
-class LostText(ValueError):
-    """A template left out a message's text, in whatever form it was given."""
-
-
 class ChatTemplate:
     """Renders conversations; each message has a ``role`` and a ``content``, both texts.
 
@@ -87,15 +83,15 @@ class ChatTemplate:
     def render(self, messages: Sequence[Mapping[str, str]], *, prompt: bool = True) -> str:
         """The conversation as one text; a ``prompt`` ends where the assistant is to speak.
 
-        Raises :class:`LostText` if the text of a message is not in it, other than one that the
-        assistant gave earlier (templates leave its reasoning out), and whatever the template raises.
+        Raises ValueError if the text of a message is not in it, other than one that the assistant
+        gave earlier (templates leave its reasoning out), and whatever the template raises.
         """
         with time_limit(TEMPLATE_SECONDS, "it"):
             text = self._apply(messages, prompt)
         for number, message in enumerate(messages, start=1):
             earlier = message["role"] == "assistant" and number < len(messages)
             if not earlier and not _holds(text, message["content"]):
-                raise LostText(
+                raise ValueError(
                     f"it leaves out the text of message {number} of {len(messages)} "
                     f"({message['role']}'s)"
                 )

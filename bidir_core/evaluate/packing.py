@@ -20,7 +20,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -296,12 +296,7 @@ def collate(segments: Sequence[Segment], *, padded: bool) -> Collated:
     before = np.cumsum(lengths) - lengths
     flat = ranges(start, lengths)
 
-    def spread(values: np.ndarray, empty: np.ndarray | int) -> torch.Tensor:
-        row = np.empty(shape[0] * shape[1], dtype=np.int64)
-        row[:] = empty
-        row[flat] = values
-        return torch.from_numpy(row.reshape(shape))
-
+    spread = partial(in_rows, shape, flat)
     beyond = np.tile(np.arange(1, shape[1] + 1), shape[0])  # padding sees itself alone
     layout = Layout(
         item=spread(np.repeat(np.arange(len(segments)), lengths), PADDING),
@@ -319,6 +314,16 @@ def collate(segments: Sequence[Segment], *, padded: bool) -> Collated:
         torch.from_numpy(source),
         torch.from_numpy(target),
     )
+
+
+def in_rows(
+    shape: tuple[int, int], flat: np.ndarray, values: np.ndarray, empty: np.ndarray | int
+) -> torch.Tensor:
+    """int64 of this shape: ``values`` at the flat indices ``flat``, elsewhere ``empty``."""
+    rows = np.empty(shape[0] * shape[1], dtype=np.int64)
+    rows[:] = empty
+    rows[flat] = values
+    return torch.from_numpy(rows.reshape(shape))
 
 
 def split_scores(

@@ -233,13 +233,7 @@ def _cost(
     scorer: Scorer, loaded: LoadedModel, seconds: float, others: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """What was spent, with what others spent for the same run: killed or parallel processes."""
-    spent = {
-        "seconds": round(seconds, 3),
-        "prefix_tokens": scorer.cost.prefix_tokens,
-        "continuation_tokens": scorer.cost.continuation_tokens,
-        "computed_tokens": scorer.cost.computed_tokens,
-        "out_of_memory": scorer.cost.out_of_memory,
-    }
+    spent = {"seconds": round(seconds, 3), **vars(scorer.cost)}
     for name in spent:
         spent[name] += sum(other.get(name, 0) for other in others)
     return {

@@ -413,7 +413,6 @@ class _Model:
         advance(n)
         kl, agrees = np.zeros((n, n_layers + 1)), np.ones((n, n_layers + 1))  # at L it is causal
         for first in range(n_layers):
-            # Layers below hand out what they gave before instead of computing it again.
             below = zip(self.layers[: first if self.shares else 0], outputs)
             given = {layer: lambda *_, out=out, **__: out for layer, out in below}
             with replaced_forwards(given):

@@ -13,18 +13,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.progress import phase
 from bidir_core.models.attention import without_plans
+from bidir_core.models.loading import LoadedModel
 from bidir_core.models.probe_checks import CHECKS, measure
 from bidir_core.regimes import Regime, parse_regime
-
-if TYPE_CHECKING:
-    from bidir_core.models.loading import LoadedModel
 
 # The probe's sequences are short. So under attention ``split`` the packed row's near and far items
 # stand for long prefixes, and their neighbour, whose prefix has 2 tokens, for a short one.

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ import torch
 
 from bidir_core.common.errors import UserError
 from bidir_core.data.encoding import Encoder
-from bidir_core.evaluate.packing import ranges
+from bidir_core.evaluate.packing import in_rows, ranges
 from bidir_core.models.layout import PADDING, Layout, send
 from bidir_core.train.config import Prefix
 from bidir_core.train.mixtures import Sample
@@ -161,12 +162,7 @@ class Packer:
         position = flat - np.repeat(start, length)
         shape = (len(rows), self.row_tokens)
 
-        def spread(values: np.ndarray, background: np.ndarray | int) -> torch.Tensor:
-            padded = np.empty(shape[0] * shape[1], dtype=np.int64)
-            padded[:] = background
-            padded[flat] = values
-            return torch.from_numpy(padded.reshape(shape))
-
+        spread = partial(in_rows, shape, flat)
         source = ranges(self.samples.start[chosen[member]], length)
         after = np.tile(np.arange(1, shape[1] + 1), shape[0])  # padding sees itself alone
         layout = Layout(
