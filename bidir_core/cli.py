@@ -31,7 +31,6 @@ OK, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 1, 130
 # Trouble with a disk or a path; any other OSError is a bug and keeps its traceback.
 DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG}
 
-
 HEARD_SECONDS = 5.0  # for the main process of several to print its error
 # What several processes of one `accelerate launch` do together.
 SHARED_OUT = {"eval", "finetune", "pipeline"}
@@ -181,16 +180,12 @@ def estimate_instead(make_config: Callable[[], Any], parsed: argparse.Namespace)
     """What ``--estimate`` prints in place of running the command. Checks the settings first."""
     if getattr(parsed, "resume", None) is not None:
         raise UserError("--estimate says what a new run takes; leave --resume out")
-    return estimate_command(make_config(), parsed.estimate)
-
-
-def estimate_command(config: Any, n_devices: int = 0) -> int:
-    """Print the estimate of a command's configuration, on so many devices; always returns 0."""
+    config = make_config()
     # Here, since other commands should not wait for what these import.
     from bidir_core.jobs.doctor import layer_rate
     from bidir_core.jobs.estimate import estimated, to_text
 
-    estimate = estimated(config, n_devices, layer_rate=layer_rate)
+    estimate = estimated(config, parsed.estimate, layer_rate=layer_rate)
     if estimate.memory_bytes is None:
         raise UserError(
             f"{estimate.basis[0]}: name it with its size (such as owner/name-3B), or give its folder"

@@ -46,8 +46,7 @@ def say(line: str) -> None:
 class Progress:
     """A tqdm bar that also reports ``(done, total, rate, eta_seconds)`` about once a second.
 
-    ``rate`` counts what *this* process did, so a resumed run's ETA is not flattered by the work
-    of the run before it.
+    ``rate`` counts what *this* process did: a resumed run's ETA is not flattered by earlier work.
     """
 
     def __init__(

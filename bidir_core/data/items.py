@@ -236,8 +236,7 @@ def _shares(sizes: Sequence[int], total: int) -> list[int]:
 def fold_of(identity: str) -> Fold:
     """The half an item belongs to, by a hash of its identity, so that it never changes.
 
-    `identity` is its `pair_id`, so that both orders of a document are in one half, else its
-    `doc_hash`.
+    `identity` is its `pair_id` (both orders of a document are in one half), else its `doc_hash`.
     """
     odd = hashlib.sha256(f"fold\0{identity}".encode()).digest()[0] % 2 == 1
     return "confirm" if odd else "explore"

@@ -254,8 +254,7 @@ def find_run_of(
 
     ``runs``: the finished stages so far, for the checkpoints they made. ``config`` says where runs
     are. A run of other weights, other items or another dtype is not this stage's, whatever its
-    settings say. A fine-tune whose checkpoint is gone stands only if everything that would evaluate
-    it is there.
+    settings say. A fine-tune whose checkpoint is gone stands only if all its evaluations are there.
     """
     trained = runs.get(stage.trained_by) if stage.trained_by else None
     if stage.trained_by and trained is None:

@@ -3,8 +3,7 @@
 A bidirectional switch that silently stays causal, or is ignored by one layer, or leaks answers
 into prompts, still gives plausible numbers. So before a stage records anything, a few short sequences
 go through the very model, regime, precision and attention implementation that the stage uses,
-and what flows, layer by layer and token by token, is compared with what the regime allows. A failed
-check stops the run.
+and what flows, by layer and token, is compared with what the regime allows. A fault stops the run.
 """
 
 from __future__ import annotations
