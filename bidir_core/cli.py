@@ -180,12 +180,16 @@ def estimate_instead(make_config: Callable[[], Any], parsed: argparse.Namespace)
     """What ``--estimate`` prints in place of running the command. Checks the settings first."""
     if getattr(parsed, "resume", None) is not None:
         raise UserError("--estimate says what a new run takes; leave --resume out")
-    config = make_config()
+    return estimate_command(make_config(), parsed.estimate)
+
+
+def estimate_command(config: Any, n_devices: int = 0) -> int:
+    """Print the estimate of a command's configuration, on so many devices; always returns 0."""
     # Here, since other commands should not wait for what these import.
     from bidir_core.jobs.doctor import layer_rate
     from bidir_core.jobs.estimate import estimated, to_text
 
-    estimate = estimated(config, parsed.estimate, layer_rate=layer_rate)
+    estimate = estimated(config, n_devices, layer_rate=layer_rate)
     if estimate.memory_bytes is None:
         raise UserError(
             f"{estimate.basis[0]}: name it with its size (such as owner/name-3B), or give its folder"
