@@ -363,6 +363,11 @@ def write_texts(table: pa.Table, path: Path) -> None:
     write_parquet(table, path)
 
 
+def write_slim(table: pa.Table, path: Path) -> None:
+    """Write a point's ``items.parquet``: a few bytes an item beside its log-likelihoods."""
+    write_parquet(table.select(SLIM_FIELDS), path, store_schema=False)
+
+
 def joined(items: pa.Table, texts: Path, columns: Sequence[str]) -> pa.Table:
     """Records' ``columns`` from a point's own table and the sweep's texts."""
     shared = [name for name in columns if name in SHARED_FIELDS and name not in KEYS]

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import filelock
@@ -28,13 +27,13 @@ from bidir_core.runs.layout import (
 )
 from bidir_core.runs.read import sealed
 from bidir_core.runs.records import (
-    SLIM_FIELDS,
     Key,
     read_jsonl,
     shared_files,
     to_line,
     to_table,
     write_parquet,
+    write_slim,
 )
 from bidir_core.runs.run import Run, compute_metrics
 
@@ -220,8 +219,8 @@ class RunWriter:
         if self._records:
             table = to_table(self._sorted(order, settings.get("tasks") or []))
             self._close_items()
-            kept = table.select(SLIM_FIELDS) if self.is_slim else table
-            write_parquet(kept, self.path / "items.parquet", store_schema=not self.is_slim)
+            write = write_slim if self.is_slim else write_parquet
+            write(table, self.path / "items.parquet")
             body = compute_metrics(table)
         contents = {
             "schema": SCHEMA_VERSION,
@@ -262,12 +261,7 @@ class RunWriter:
     def __enter__(self) -> RunWriter:
         return self
 
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if error is not None and self._status.get("state") not in ("done", "cancelled", "failed"):
             stopped = isinstance(error, KeyboardInterrupt | SystemExit)
             text = str(error) or type(error).__name__
