@@ -190,10 +190,6 @@ class Place(NamedTuple):
     def tokens(self) -> Tokens:
         return Tokens(self.texts.ids[self.start : self.end], self)
 
-    def after(self, n: int, characters: int) -> Place:
-        """Without the first ``n`` tokens, counted in a text without its first characters."""
-        return Place(self.texts, self.start + n, self.end, characters)
-
 
 @dataclass(frozen=True)
 class EncodedItem:
@@ -289,7 +285,9 @@ class Encoder:
                     prefix, place = self.empty_prefix, place_of_choice[text]
                 else:
                     prefix = stem_of[stem]
-                    place = place_of_full[full].after(len(prefix.ids), len(context))
+                    whole = place_of_full[full]
+                    start = whole.start + len(prefix.ids)
+                    place = whole._replace(start=start, characters=len(context))
                 prefixes.append(prefix)
                 contexts.append(context)
                 continuations.append(place.tokens())

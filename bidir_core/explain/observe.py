@@ -147,16 +147,8 @@ def attending_with(handle: Handle, implementation: str) -> Iterator[None]:
         handle.decoder.set_attn_implementation(f"bidir_{handle.implementation}")
 
 
-def _observed(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    attend = ALL_ATTENTION_FUNCTIONS["bidir_eager"]
-    output, weights = attend(module, query, key, value, attention_mask, **kwargs)
+def _observed(module: nn.Module, *arguments: Any, **kwargs: Any) -> tuple[torch.Tensor, Any]:
+    output, weights = ALL_ATTENTION_FUNCTIONS["bidir_eager"](module, *arguments, **kwargs)
     _watchers[module._bidir_handle](module, weights, kwargs.get("sliding_window"))
     return output, weights
 

@@ -272,7 +272,8 @@ def find_run_of(
         for run in fitting:  # newest first
             if run.state not in states:
                 continue
-            if stage.trains and run.state == "done" and not (run.path / "final").is_dir():
+            trains = isinstance(stage.config, FinetuneConfig)
+            if trains and run.state == "done" and not (run.path / "final").is_dir():
                 followers = [s for s in stages if s.trained_by == stage.key]
                 scored = [
                     find_run_of(s, stages, {stage.key: run}, known, config) for s in followers

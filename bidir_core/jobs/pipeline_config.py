@@ -174,10 +174,6 @@ class Stage:
     config: EvalConfig | FinetuneConfig
     trained_by: str | None = None
 
-    @property
-    def trains(self) -> bool:
-        return isinstance(self.config, FinetuneConfig)
-
 
 def from_preset(given: Mapping[str, Any], preset: str = PUBLISHED) -> PipelineConfig:
     """The preset's settings, then those that were given. Raises UserError for an unknown one."""

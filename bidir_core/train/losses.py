@@ -45,10 +45,8 @@ def loss_terms(
     base_hidden = _base_hidden(base, batch) if any(pass_.from_base for pass_ in plan) else None
     for pass_ in plan:
         with student.handle.use(pass_.regime, batch.layout):
-            yield (
-                pass_,
-                within(student.model, partial(_losses, student, batch, pass_, base, base_hidden)),
-            )
+            work = partial(_losses, student, batch, pass_, base, base_hidden)
+            yield pass_, within(student.model, work)
 
 
 def _losses(
