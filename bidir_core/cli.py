@@ -31,7 +31,6 @@ OK, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 1, 130
 # Trouble with a disk or a path; any other OSError is a bug and keeps its traceback.
 DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG}
 
-
 HEARD_SECONDS = 5.0  # for the main process of several to print its error
 # What several processes of one `accelerate launch` do together.
 SHARED_OUT = {"eval", "finetune", "pipeline"}

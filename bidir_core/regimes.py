@@ -80,24 +80,22 @@ class Regime:
             object.__setattr__(self, "skip", None)
 
     def __str__(self) -> str:
-        dials = []
-        if self.sink:
-            dials.append(f"sink={self.sink}")
-        if self.rows is not None:
-            dials.append(f"rows={self.rows[0]}-{self.rows[1]}")
-        if self.skip is not None:
-            dials.append(f"skip={self.skip}")
-        if self.self_token is not None:
-            dials.append(f"self={self.self_token}")
-        if self.hide is not None:
-            dials.append(f"hide={self.hide}")
-        if self.tail:
-            dials.append(f"tail={self.tail}")
-        if self.layers is not None:
-            first, last = self.layers
-            dials.append(f"layers={first}-{'' if last is None else last}")
-        if self.lam != 1.0:
-            dials.append(f"lambda={_shortest_decimal(self.lam)}")
+        rows, layers = (
+            span and f"{span[0]}-{'' if span[1] is None else span[1]}"
+            for span in (self.rows, self.layers)
+        )
+        values = {
+            "sink": self.sink or None,
+            "rows": rows,
+            "skip": self.skip,
+            "self": self.self_token,
+            "hide": self.hide,
+            "tail": self.tail or None,
+            "layers": layers,
+            # as 0.00001, not 1e-05
+            "lambda": None if self.lam == 1 else format(Decimal(repr(self.lam)), "f"),
+        }
+        dials = [f"{dial}={value}" for dial, value in values.items() if value is not None]
         base = "bidirectional" if self.bidirectional else "causal"
         return base + (":" + ",".join(dials) if dials else "")
 
@@ -226,10 +224,6 @@ def _fraction(text: str, value: str) -> float:
     if not 0 <= number <= 1 or "_" in value or value != value.strip():
         raise UserError(f"regime '{text}': lambda takes a number from 0 to 1, not '{value}'")
     return number
-
-
-def _shortest_decimal(number: float) -> str:
-    return format(Decimal(repr(number)), "f")  # 1e-05 prints as 0.00001
 
 
 def in_words(regime: Regime) -> str:

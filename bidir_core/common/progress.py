@@ -21,7 +21,6 @@ LOG = logging.getLogger("bidir_core")
 _HEARTBEAT_SECONDS = 1.0
 TERMINATED = "terminated"  # the message of a KeyboardInterrupt that stands for a SIGTERM
 
-
 JOB_DIR = "BIDIR_JOB_DIR"  # the environment's name for a job's folder, and two files in it
 PHASES, RUNS = "phases.txt", "runs.txt"
 
@@ -47,8 +46,7 @@ def say(line: str) -> None:
 class Progress:
     """A tqdm bar that also reports ``(done, total, rate, eta_seconds)`` about once a second.
 
-    ``rate`` counts what *this* process did, so a resumed run's ETA is not flattered by the work
-    of the run before it.
+    ``rate`` counts what *this* process did: a resumed run's ETA is not flattered by earlier work.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """One frozen configuration per command: it serves the command line, the app's forms and config.json.
 
 Each field carries its help text and its *role*. ``identity`` fields decide the numbers, so two
-runs that differ there are different runs and a run can't be resumed with them changed;
-``runtime`` fields decide only where and how the work is done.
+runs that differ there are different runs and a run can't be resumed with them changed; a field is one
+unless it says that it is ``runtime``: those decide only where and how the work is done.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def setting(
     default: Any = MISSING,
     *,
     help: str,
-    role: Role,
+    role: Role = "identity",
     choices: Iterable[str] | None = None,
     metavar: str | None = None,
     cli: bool = True,

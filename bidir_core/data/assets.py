@@ -105,7 +105,6 @@ MODEL = Asset(
     title="SmolLM2 135M",
 )
 
-
 DATA = Asset(
     name="eval-data",
     what="five benchmarks' validation sets, and other tasks' prompts to train on",
@@ -280,8 +279,7 @@ State = Literal["ready", "missing", "damaged"]
 def state(name: str, *, thorough: bool = False) -> State:
     """Whether the asset is there and whole.
 
-    Always compares every file's size. A file whose modification time changed is hashed, and with
-    ``thorough`` every file is.
+    Compares every file's size, and hashes those changed since; with ``thorough`` all of them.
     """
     asset = find(name)
     folder = asset.folder  # looked up anew each time

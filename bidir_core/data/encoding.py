@@ -58,10 +58,6 @@ def chat_template_of(tokenizer: Any, chat_date: str = CHAT_DATE) -> ChatTemplate
         return ChatTemplate(tokenizer, chat_date)
 
 
-class LostText(ValueError):
-    """A template left out a message's text, in whatever form it was given."""
-
-
 class ChatTemplate:
     """Renders conversations; each message has a ``role`` and a ``content``, both texts.
 
@@ -87,15 +83,15 @@ class ChatTemplate:
     def render(self, messages: Sequence[Mapping[str, str]], *, prompt: bool = True) -> str:
         """The conversation as one text; a ``prompt`` ends where the assistant is to speak.
 
-        Raises :class:`LostText` if the text of a message is not in it, other than one that the
-        assistant gave earlier (templates leave its reasoning out), and whatever the template raises.
+        Raises ValueError if the text of a message is not in it, other than one that the assistant
+        gave earlier (templates leave its reasoning out), and whatever the template raises.
         """
         with time_limit(TEMPLATE_SECONDS, "it"):
             text = self._apply(messages, prompt)
         for number, message in enumerate(messages, start=1):
             earlier = message["role"] == "assistant" and number < len(messages)
             if not earlier and not _holds(text, message["content"]):
-                raise LostText(
+                raise ValueError(
                     f"it leaves out the text of message {number} of {len(messages)} "
                     f"({message['role']}'s)"
                 )
@@ -194,10 +190,6 @@ class Place(NamedTuple):
     def tokens(self) -> Tokens:
         return Tokens(self.texts.ids[self.start : self.end], self)
 
-    def after(self, n: int, characters: int) -> Place:
-        """Without the first ``n`` tokens, counted in a text without its first characters."""
-        return Place(self.texts, self.start + n, self.end, characters)
-
 
 @dataclass(frozen=True)
 class EncodedItem:
@@ -251,16 +243,18 @@ class Encoder:
         self.bos: Bos = bos
         self.n_tail = n_appended(self.backend)
         bos_id, eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-        self.empty_context_id = bos_id if bos_id is not None else eos_id
+        empty_context_id = bos_id if bos_id is not None else eos_id
         self.bos_text = None if bos_id is None else tokenizer.decode([bos_id])
         if bos == "add" and bos_id is None:
             raise UserError("--bos add: this tokenizer has no BOS token; use --bos auto or none")
         self.chat = chat_template_of(tokenizer, chat_date) if chat_template else None
-        if self.empty_context_id is None:
+        if empty_context_id is None:
             raise UserError(
                 "this tokenizer has neither a BOS nor an EOS token to stand for an "
                 "empty context; use a tokenizer that has one"
             )
+        no_text = np.zeros((1, 2), dtype=np.int64)
+        self.empty_prefix = Tokens(np.array([empty_context_id], dtype=np.int64), no_text)
 
     @classmethod
     def of(cls, model: Any, **conventions: Any) -> Encoder:
@@ -288,10 +282,12 @@ class Encoder:
             prefixes, continuations, contexts = [], [], []
             for (context, text), stem, full in itertools.islice(cursor, len(item.continuations)):
                 if not context:
-                    prefix, place = self._empty_prefix(), place_of_choice[text]
+                    prefix, place = self.empty_prefix, place_of_choice[text]
                 else:
                     prefix = stem_of[stem]
-                    place = place_of_full[full].after(len(prefix.ids), len(context))
+                    whole = place_of_full[full]
+                    start = whole.start + len(prefix.ids)
+                    place = whole._replace(start=start, characters=len(context))
                 prefixes.append(prefix)
                 contexts.append(context)
                 continuations.append(place.tokens())
@@ -336,11 +332,6 @@ class Encoder:
         assert self.chat is not None
         with template_errors():
             return self.chat.render([{"role": "user", "content": context}])
-
-    def _empty_prefix(self) -> Tokens:
-        """The prefix token that stands for an empty context."""
-        no_text = np.zeros((1, 2), dtype=np.int64)
-        return Tokens(np.array([self.empty_context_id], dtype=np.int64), no_text)
 
     def encode_texts(self, texts: Sequence[str], special: bool = True) -> dict[str, Place]:
         """Where each text's tokens are; every distinct text is tokenised once."""

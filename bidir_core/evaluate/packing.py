@@ -20,7 +20,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -114,8 +114,8 @@ def grow(segments: Sequence[Segment]) -> Forest:
     )
     position[:] = np.arange(end[-1]) - np.repeat(begin, end - begin)
     exit_[:] = np.repeat(end, end - begin)
-    depth = _ranges(shared[:-1], n_added)
-    index = _ranges(start, n_added)
+    depth = ranges(shared[:-1], n_added)
+    index = ranges(start, n_added)
     position[index] = np.repeat(np.repeat(n_prefix, n_choices), n_added) + depth
     # A token's subtree ends where a later choice leaves the path at or above its depth.
     later = np.repeat(np.arange(len(n_added)), n_added) + 1
@@ -124,7 +124,7 @@ def grow(segments: Sequence[Segment]) -> Forest:
     exit_[index] = subtree_end[later]
 
     # A choice's tokens are its own or, above, those of choices before it; none is of the prefix.
-    depth = _ranges(length - scored, scored)
+    depth = ranges(length - scored, scored)
     owner = np.repeat(np.arange(len(n_added)), scored)
     while (moving := np.flatnonzero((depth >= 0) & (shared[owner] > depth))).size:
         owner[moving] -= 1
@@ -133,7 +133,7 @@ def grow(segments: Sequence[Segment]) -> Forest:
     return Forest(ids, position, exit_, heads)
 
 
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Whole numbers upwards from each start, as many as its length says, one after another."""
     before = np.cumsum(lengths) - lengths
     return np.repeat(starts - before, lengths) + np.arange(lengths.sum())
@@ -294,14 +294,9 @@ def collate(segments: Sequence[Segment], *, padded: bool) -> Collated:
         shape = (1, int(lengths.sum()))
         begin = start = np.cumsum(lengths) - lengths
     before = np.cumsum(lengths) - lengths
-    flat = np.repeat(start - before, lengths) + np.arange(lengths.sum())
+    flat = ranges(start, lengths)
 
-    def spread(values: np.ndarray, empty: np.ndarray | int) -> torch.Tensor:
-        row = np.full(shape[0] * shape[1], 0, dtype=np.int64)
-        row[:] = empty
-        row[flat] = values
-        return torch.from_numpy(row.reshape(shape))
-
+    spread = partial(in_rows, shape, flat)
     beyond = np.tile(np.arange(1, shape[1] + 1), shape[0])  # padding sees itself alone
     layout = Layout(
         item=spread(np.repeat(np.arange(len(segments)), lengths), PADDING),
@@ -319,6 +314,16 @@ def collate(segments: Sequence[Segment], *, padded: bool) -> Collated:
         torch.from_numpy(source),
         torch.from_numpy(target),
     )
+
+
+def in_rows(
+    shape: tuple[int, int], flat: np.ndarray, values: np.ndarray, empty: np.ndarray | int
+) -> torch.Tensor:
+    """int64 of this shape: ``values`` at the flat indices ``flat``, elsewhere ``empty``."""
+    rows = np.empty(shape[0] * shape[1], dtype=np.int64)
+    rows[:] = empty
+    rows[flat] = values
+    return torch.from_numpy(rows.reshape(shape))
 
 
 def split_scores(

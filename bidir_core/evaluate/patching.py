@@ -45,8 +45,6 @@ from bidir_core.models.attention import Edit, Handle, Plan, Span
 from bidir_core.models.layout import PADDING, Layout, allowed_and_ahead
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, Regime, visibility
 
-_RANDOM = re.compile(r"random=([0-9]{1,6})")
-
 
 @dataclass(frozen=True)
 class RandomAhead:
@@ -57,12 +55,6 @@ class RandomAhead:
 
     def __str__(self) -> str:
         return f"random={self.seed}"
-
-    @classmethod
-    def parse(cls, text: str) -> RandomAhead | None:
-        """Read what ``str`` prints; None for anything else."""
-        match = _RANDOM.fullmatch(text)
-        return None if match is None else cls(int(match[1]))
 
     @contextmanager
     def use(
@@ -146,12 +138,16 @@ def n_ahead(regime: Regime, n_prefix: int, n_layers: int) -> int:
 
 # Activation patching.
 
-_PATCH = re.compile(r"(keys|values|both|clip)=([0-9]{1,6})")
-
 
 def parse_patch(text: str) -> Patch | RandomAhead:
     """An edit beside a regime, read as it prints. UserError for anything else."""
-    return RandomAhead.parse(text) or Patch.parse(text)
+    match = re.fullmatch(r"(keys|values|both|clip|random)=([0-9]{1,6})", text)
+    if match is None:
+        raise UserError(
+            f"unknown patch '{text}'; write keys=J, values=J, both=J, clip=J or random=S"
+        )
+    what, number = match[1], int(match[2])
+    return RandomAhead(number) if what == "random" else Patch(what, number)
 
 
 @dataclass(frozen=True)
@@ -168,16 +164,6 @@ class Patch:
 
     def __str__(self) -> str:
         return f"{self.what}={self.token}"
-
-    @classmethod
-    def parse(cls, text: str) -> Patch:
-        """Read what ``str`` prints. Raises UserError for anything else."""
-        match = _PATCH.fullmatch(text)
-        if match is None:
-            raise UserError(
-                f"unknown patch '{text}'; write keys=J, values=J, both=J, clip=J or random=S"
-            )
-        return cls(match[1], int(match[2]))
 
     @contextmanager
     def use(

@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,10 +41,6 @@ class Team:
     rank: int = 0
     world: int = 1
 
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
     def on_main(self, work: Callable[[], T]) -> T:
         """Run ``work`` in the main process alone; all get what it returned, or its UserError."""
         if self.world == 1:
@@ -52,7 +48,7 @@ class Team:
         from accelerate.utils import broadcast_object_list
 
         outcome: list[Any] = [None, None]
-        if self.is_main:
+        if self.rank == 0:
             try:
                 outcome[0] = work()
             except UserError as error:
@@ -132,27 +128,20 @@ def share(batches: Sequence[Sequence[int]], weights: Sequence[int], team: Team) 
     return assigned
 
 
-@dataclass
 class Part:
     """What a process other than the main one writes: its records and its state."""
 
-    folder: Path
-    rank: int
-    _state: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.folder.mkdir(exist_ok=True)
-        self._state = {**this_process(), "done": 0, "state": "running", "error": None}
+    def __init__(self, folder: Path, rank: int) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder, self.rank = folder, rank
+        self._state: dict[str, Any] = {**this_process(), "done": 0}
+        self._state |= {"state": "running", "error": None}
         self._write()
-
-    @property
-    def records(self) -> Path:
-        return self.folder / f"rank{self.rank}.jsonl"
 
     def append(self, records: Iterable[Mapping[str, Any]], cost: Mapping[str, Any]) -> None:
         """Add finished items; whole lines in one write, as in the run's own file."""
         lines = [to_line(record) for record in records]
-        with open(self.records, "ab") as file:
+        with open(self.folder / f"rank{self.rank}.jsonl", "ab") as file:
             file.write(b"".join(lines))
         self._state |= {"done": self._state["done"] + len(lines), "cost": dict(cost)}
         self._write()

@@ -18,6 +18,7 @@ from bidir_core.data.builtin_tasks import ORDER_TASKS
 from bidir_core.data.encoding import EncodedItem
 from bidir_core.data.items import is_custom_task
 from bidir_core.evaluate.config import EvalConfig
+from bidir_core.evaluate.patching import parse_patch
 from bidir_core.evaluate.processes import ALONE, PARTS, Part, Parts, Team, merge_parts, share
 from bidir_core.evaluate.scoring import ItemScore, Scorer, ScoringPlan
 from bidir_core.models import devices
@@ -178,11 +179,7 @@ def _probe_advice(run: Path) -> str:
 
 
 def _scorer(config: EvalConfig, loaded: LoadedModel, regime: Regime, plan: ScoringPlan) -> Scorer:
-    patch = None
-    if config.patch:
-        from bidir_core.evaluate.patching import parse_patch
-
-        patch = parse_patch(config.patch)
+    patch = parse_patch(config.patch) if config.patch else None
     return Scorer(loaded.model, loaded.handle, plan.under(regime, patch))
 
 
@@ -236,13 +233,7 @@ def _cost(
     scorer: Scorer, loaded: LoadedModel, seconds: float, others: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """What was spent, with what others spent for the same run: killed or parallel processes."""
-    spent = {
-        "seconds": round(seconds, 3),
-        "prefix_tokens": scorer.cost.prefix_tokens,
-        "continuation_tokens": scorer.cost.continuation_tokens,
-        "computed_tokens": scorer.cost.computed_tokens,
-        "out_of_memory": scorer.cost.out_of_memory,
-    }
+    spent = {"seconds": round(seconds, 3), **vars(scorer.cost)}
     for name in spent:
         spent[name] += sum(other.get(name, 0) for other in others)
     return {

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,13 +25,12 @@ from bidir_core.evaluate.packing import (
     plan_batches,
     split_scores,
 )
+from bidir_core.evaluate.patching import Patch, RandomAhead
+from bidir_core.models import fused
 from bidir_core.models.attention import SPLIT_FROM_TOKENS, Handle, rope_switch, without_plans
 from bidir_core.models.layout import send
 from bidir_core.models.loading import LoadedModel
 from bidir_core.regimes import Regime
-
-if TYPE_CHECKING:
-    from bidir_core.evaluate.patching import Patch, RandomAhead
 
 # Normalising the logits makes float32 copies; small pieces stay in a CPU's cache.
 HEAD_CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 30}
@@ -303,8 +302,6 @@ def gather_before_head(model: Any, head: torch.Tensor) -> Iterator[None]:
 def log_sum(logits: torch.Tensor) -> torch.Tensor:
     """The logarithm of each row's sum of exponentials: float32 ``[n]``."""
     if logits.is_cuda and logits.dtype != torch.float32:
-        from bidir_core.models import fused
-
         fused_sum = fused.log_sum(logits)
         if fused_sum is not None:
             return fused_sum

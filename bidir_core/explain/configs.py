@@ -56,20 +56,16 @@ class AttendConfig(Reading):
         None,
         help="a task's name, or the path of a JSONL file with your own items; averages take "
         "several, comma-separated",
-        role="identity",
     )
-    doc_id: int | None = setting(None, help="the item's number in its split", role="identity")
-    prompt: str | None = setting(None, help="your own prompt, instead of --task", role="identity")
+    doc_id: int | None = setting(None, help="the item's number in its split")
+    prompt: str | None = setting(None, help="your own prompt, instead of --task")
     continuation: str | None = setting(
-        None, help="what follows your own prompt; begin it with its space", role="identity"
+        None, help="what follows your own prompt; begin it with its space"
     )
-    limit: int | None = setting(
-        None, help="average over this many items of each task", role="identity", metavar="N"
-    )
+    limit: int | None = setting(None, help="average over this many items of each task", metavar="N")
     regimes: tuple[str, ...] = setting(
         DEFAULT_REGIMES,
         help="the regimes, the first being what others are compared with",
-        role="identity",
         cli=False,
     )
 
@@ -161,22 +157,16 @@ MAX_TOKEN_SPANS = 64  # a longer prompt is restored in spans of several tokens
 class WhyConfig(Reading):
     """Which item to explain, and everything that decides how it is read."""
 
-    model: str | None = setting(
-        None, help="an embedded name, a hub id or a folder (or name a run)", role="identity"
-    )
-    task: str = setting(help="the item's task, or the path of a JSONL file", role="identity")
-    doc_id: int = setting(help="the item's number in its split", role="identity")
+    model: str | None = setting(None, help="an embedded name, a hub id or a folder (or name a run)")
+    task: str = setting(help="the item's task, or the path of a JSONL file")
+    doc_id: int = setting(help="the item's number in its split")
     regime: str | None = setting(
-        None, help="the regime to explain (default: the run's, else bidirectional)", role="identity"
+        None, help="the regime to explain (default: the run's, else bidirectional)"
     )
     as_run: str | None = setting(
-        None,
-        help="a run that scored the item: everything left out here is as it was there",
-        role="identity",
+        None, help="a run that scored the item: everything left out here is as it was there"
     )
-    metric: str = setting(
-        "acc", help="which score chooses the answer", role="identity", choices=("acc", "acc_norm")
-    )
+    metric: str = setting("acc", help="which score chooses the answer", choices=("acc", "acc_norm"))
     attn: str = same_as(EvalConfig, "attn")
 
     def __post_init__(self) -> None:
@@ -215,7 +205,6 @@ class RecommendConfig(Reading):
         None,
         help='a file with one prompt a line, or a .jsonl file whose lines have a "prompt" '
         "(default: the contexts of items of --tasks, their explore half)",
-        role="identity",
         metavar="FILE",
     )
     tasks: tuple[str, ...] = same_as(
@@ -225,7 +214,6 @@ class RecommendConfig(Reading):
         None,
         help=f"this many prompts of each task (default: {PROMPTS_PER_TASK}), or of the file "
         "(default: all)",
-        role="identity",
         metavar="N",
     )
     attn: str = same_as(EvalConfig, "attn")

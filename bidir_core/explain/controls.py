@@ -289,8 +289,6 @@ CONTROLS: tuple[Control, ...] = (
     ),
 )
 
-# What a sweep's points say to each control: an outcome from intervals alone, and a sentence.
-
 Standing = Literal["most", "little", "undecided"]
 STORY = "the damage comes from the first token looking ahead"
 

@@ -24,8 +24,6 @@ from bidir_core.regimes import Regime, parse_regime
 
 TOP = 10
 Stopped = Literal["end of text", "length"]
-
-
 END_TEXTS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>")  # as in llama.cpp
 
 

@@ -91,7 +91,9 @@ def observe(
     def on_layer(module: Any, weights: torch.Tensor, window: int | None) -> None:
         layer = module.layer_idx
         parts[layer] = _measure(weights[0])
-        received[layer] = _received(weights[0], passage.n_prefix)
+        # What each key gets on average from the prefix's queries, the first one's apart.
+        queries = slice(min(1, passage.n_prefix - 1), passage.n_prefix)
+        received[layer] = weights[0, :, queries].float().mean(1).cpu().numpy()
         windows[layer] = window
         if on_weights is not None:
             on_weights(layer, weights[0])
@@ -145,16 +147,8 @@ def attending_with(handle: Handle, implementation: str) -> Iterator[None]:
         handle.decoder.set_attn_implementation(f"bidir_{handle.implementation}")
 
 
-def _observed(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    attend = ALL_ATTENTION_FUNCTIONS["bidir_eager"]
-    output, weights = attend(module, query, key, value, attention_mask, **kwargs)
+def _observed(module: nn.Module, *arguments: Any, **kwargs: Any) -> tuple[torch.Tensor, Any]:
+    output, weights = ALL_ATTENTION_FUNCTIONS["bidir_eager"](module, *arguments, **kwargs)
     _watchers[module._bidir_handle](module, weights, kwargs.get("sliding_window"))
     return output, weights
 
@@ -169,11 +163,6 @@ def _measure(weights: torch.Tensor) -> np.ndarray:
     future = torch.triu(weights, diagonal=1).sum(-1)
     entropy = torch.special.entr(weights).sum(-1)
     return torch.stack([weights[..., 0], future, past, entropy]).cpu().numpy()
-
-
-def _received(weights: torch.Tensor, n_prefix: int) -> np.ndarray:
-    """What each key gets on average from the prefix's queries, the first one's apart."""
-    return weights[:, min(1, n_prefix - 1) : n_prefix].float().mean(1).cpu().numpy()
 
 
 def _token_ll(logits: torch.Tensor, ids: torch.Tensor, n_prefix: int) -> np.ndarray:

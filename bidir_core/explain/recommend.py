@@ -356,14 +356,13 @@ def measure(
     ``prompts``: token ids, int64 ``[n_tokens]``. ``advance`` is told of every prompt's every pass.
     Raises UserError when memory runs out.
     """
-    model = _Model(loaded)
     budget = batch_tokens or BATCH_TOKENS.get(loaded.device.type, 256)
     lengths = [len(ids) for ids in prompts]
     by_prompt: dict[int, PromptMeasures] = {}
     for batch in _batches(lengths, budget, rope_switch(loaded.model.config)):
         try:
             with torch.inference_mode(), without_plans(loaded.device):
-                measures = model.measure([prompts[i] for i in batch], advance)
+                measures = _measure_batch(loaded, [prompts[i] for i in batch], advance)
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"out of memory on {len(batch)} prompts of up to {lengths[batch[0]]} tokens; "
@@ -387,101 +386,92 @@ def _batches(lengths: Sequence[int], budget: int, switch: int | None) -> Iterato
             group = group[n:]
 
 
-class _Model:
-    """A loaded model whose layers can hand out recorded outputs."""
-
-    def __init__(self, loaded: LoadedModel):
-        self.loaded = loaded
-        self.layers = loaded.handle.layers()
-        text = loaded.model.config.get_text_config()
-        # Gemma 3n's later layers read keys of earlier ones, which must then run.
-        self.shares = not getattr(text, "num_kv_shared_layers", 0)
-
-    def measure(
-        self, prompts: Sequence[np.ndarray], advance: Callable[[int], None]
-    ) -> list[PromptMeasures]:
-        """The measures of one batch, in its order."""
-        n_layers, n = self.loaded.n_layers, len(prompts)
-        rows = [torch.from_numpy(ids) for ids in prompts]
-        n_prompt = torch.tensor([len(ids) for ids in rows])
-        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.loaded.device)
-        layout = Layout.pad([(len(row), len(row)) for row in rows]).to(self.loaded.device)
-        outputs: list[Any] = []
-        ratios: list[np.ndarray] = []
-        with self._recording(outputs, ratios, n_prompt):
-            causal = self._logits(ids, layout, CAUSAL, n_prompt).log_softmax(-1)
+def _measure_batch(
+    loaded: LoadedModel, prompts: Sequence[np.ndarray], advance: Callable[[int], None]
+) -> list[PromptMeasures]:
+    """The measures of one batch, in its order."""
+    n_layers, n, layers = loaded.n_layers, len(prompts), loaded.handle.layers()
+    # Gemma 3n's later layers read keys of earlier ones, which must then run.
+    shares = not getattr(loaded.model.config.get_text_config(), "num_kv_shared_layers", 0)
+    rows = [torch.from_numpy(ids) for ids in prompts]
+    n_prompt = torch.tensor([len(ids) for ids in rows])
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(loaded.device)
+    layout = Layout.pad([(len(row), len(row)) for row in rows]).to(loaded.device)
+    with _recording(layers, n_prompt) as (outputs, ratios):
+        causal = _logits(loaded, ids, layout, CAUSAL).log_softmax(-1)
+    advance(n)
+    kl, agrees = np.zeros((n, n_layers + 1)), np.ones((n, n_layers + 1))  # at L it is causal
+    for first in range(n_layers):
+        below = zip(layers[: first if shares else 0], outputs)
+        given = {layer: lambda *_, out=out, **__: out for layer, out in below}
+        with replaced_forwards(given):
+            logits = _logits(loaded, ids, layout, open_from(first))
+        kl[:, first], agrees[:, first] = _distance(causal, logits)
         advance(n)
-        kl, agrees = np.zeros((n, n_layers + 1)), np.ones((n, n_layers + 1))  # at L it is causal
-        for first in range(n_layers):
-            # Layers below hand out what they gave before instead of computing it again.
-            below = zip(self.layers[: first if self.shares else 0], outputs)
-            given = {layer: lambda *_, out=out, **__: out for layer, out in below}
-            with replaced_forwards(given):
-                logits = self._logits(ids, layout, open_from(first), n_prompt)
-            kl[:, first], agrees[:, first] = _distance(causal, logits)
-            advance(n)
-        sink_kl, _ = _distance(causal, self._logits(ids, layout, SINK, n_prompt))
-        advance(n)
-        attention = self._attention_to_first(ids, layout, n_prompt)
-        advance(n)
-        ratio = np.stack(ratios, axis=1)
-        return [
-            PromptMeasures(
-                n_tokens=int(n_prompt[i]),
-                kl=kl[i],
-                agrees=agrees[i],
-                sink_kl=float(sink_kl[i]),
-                first_norm=ratio[i],
-                to_first=attention[i],
-            )
-            for i in range(n)
-        ]
+    sink_kl, _ = _distance(causal, _logits(loaded, ids, layout, SINK))
+    advance(n)
+    attention = _attention_to_first(loaded, ids, layout, n_prompt)
+    advance(n)
+    ratio = np.stack(ratios, axis=1)
+    return [
+        PromptMeasures(
+            n_tokens=int(n_prompt[i]),
+            kl=kl[i],
+            agrees=agrees[i],
+            sink_kl=float(sink_kl[i]),
+            first_norm=ratio[i],
+            to_first=attention[i],
+        )
+        for i in range(n)
+    ]
 
-    def _logits(
-        self, ids: torch.Tensor, layout: Layout, regime: Regime, n_prompt: torch.Tensor
-    ) -> torch.Tensor:
-        """float32 ``[prompt, vocabulary]`` behind each prompt's last token."""
-        rows = (torch.arange(len(ids)) * ids.shape[1] + n_prompt - 1).to(ids.device)
-        with self.loaded.handle.use(regime, layout), gather_before_head(self.loaded.model, rows):
-            logits = self.loaded.model(
-                input_ids=ids, position_ids=layout.position, use_cache=False
-            ).logits
-        return logits.float().view(len(ids), -1)
 
-    @contextmanager
-    def _recording(
-        self, outputs: list[Any], ratios: list[np.ndarray], n_prompt: torch.Tensor
-    ) -> Iterator[None]:
-        """Keep each layer's output, and of its input the first token's norm over the median."""
+def _logits(loaded: LoadedModel, ids: torch.Tensor, layout: Layout, regime: Regime) -> torch.Tensor:
+    """float32 ``[prompt, vocabulary]`` behind each prompt's last token."""
+    first_columns = torch.arange(len(ids), device=ids.device) * ids.shape[1]
+    rows = first_columns + layout.n_prefix[:, 0] - 1
+    with loaded.handle.use(regime, layout), gather_before_head(loaded.model, rows):
+        logits = loaded.model(input_ids=ids, position_ids=layout.position, use_cache=False).logits
+    return logits.float().view(len(ids), -1)
 
-        def keep(_: Any, arguments: Any, named: Any, output: Any) -> None:
-            outputs.append(output)
-            entering = arguments[0] if arguments else named["hidden_states"]
-            ratios.append(_first_over_median(entering, n_prompt))
 
-        with ExitStack() as stack:
-            for layer in self.layers:
-                hook = layer.register_forward_hook(keep, with_kwargs=True)
-                stack.callback(hook.remove)
-            yield
+@contextmanager
+def _recording(
+    layers: Sequence[nn.Module], n_prompt: torch.Tensor
+) -> Iterator[tuple[list[Any], list[np.ndarray]]]:
+    """Keep each layer's output, and of its input the first token's norm over the median."""
+    outputs: list[Any] = []
+    ratios: list[np.ndarray] = []
 
-    def _attention_to_first(
-        self, ids: torch.Tensor, layout: Layout, n_prompt: torch.Tensor
-    ) -> np.ndarray:
-        """Causal attention on the first token: ``[prompt, layer]``, the mean over heads and over
-        the prompt's other tokens."""
-        by_layer: dict[int, np.ndarray] = {}
+    def keep(_: Any, arguments: Any, named: Any, output: Any) -> None:
+        outputs.append(output)
+        entering = arguments[0] if arguments else named["hidden_states"]
+        ratios.append(_first_over_median(entering, n_prompt))
 
-        def on_layer(module: Any, weights: torch.Tensor, _: Any) -> None:
-            to_first = weights[..., 0].float().mean(1).cpu()  # [prompt, query]
-            by_layer[module.layer_idx] = np.array(
-                [float(row[1:n].mean()) for row, n in zip(to_first, n_prompt.tolist(), strict=True)]
-            )
+    with ExitStack() as stack:
+        for layer in layers:
+            hook = layer.register_forward_hook(keep, with_kwargs=True)
+            stack.callback(hook.remove)
+        yield outputs, ratios
 
-        handle = self.loaded.handle
-        with handle.use(CAUSAL, layout), watching(handle, on_layer):
-            handle.decoder(input_ids=ids, position_ids=layout.position, use_cache=False)
-        return np.stack([by_layer[layer] for layer in sorted(by_layer)], axis=1)
+
+def _attention_to_first(
+    loaded: LoadedModel, ids: torch.Tensor, layout: Layout, n_prompt: torch.Tensor
+) -> np.ndarray:
+    """Causal attention on the first token: ``[prompt, layer]``, the mean over heads and over
+    the prompt's other tokens."""
+    by_layer: dict[int, np.ndarray] = {}
+
+    def on_layer(module: Any, weights: torch.Tensor, _: Any) -> None:
+        to_first = weights[..., 0].float().mean(1).cpu()  # [prompt, query]
+        by_layer[module.layer_idx] = np.array(
+            [float(row[1:n].mean()) for row, n in zip(to_first, n_prompt.tolist(), strict=True)]
+        )
+
+    handle = loaded.handle
+    with handle.use(CAUSAL, layout), watching(handle, on_layer):
+        handle.decoder(input_ids=ids, position_ids=layout.position, use_cache=False)
+    return np.stack([by_layer[layer] for layer in sorted(by_layer)], axis=1)
 
 
 def _distance(causal: torch.Tensor, logits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -267,17 +267,15 @@ def _points(points: list[dict[str, Any]]) -> list[str]:
     return formatting.table(header, rows).splitlines()
 
 
-def _unbroken(text: str) -> str:
-    """No line ends between a number and its sign or unit."""
-    return text.replace(" %", f"{NO_BREAK}%").replace("n = ", f"n{NO_BREAK}={NO_BREAK}")
-
-
 def _controls(controls: list[dict[str, Any]]) -> list[str]:
     """What each control says of the story, wrapped to a table."""
     rows = []
     for control in controls:
         title, outcome = control["title"], OUTCOME_WORDS[control["outcome"]]
-        for part in textwrap.wrap(_unbroken(control["finding"]), FINDING_WIDTH):
+        # No line ends between a number and its sign or unit.
+        finding = control["finding"].replace(" %", f"{NO_BREAK}%")
+        finding = finding.replace("n = ", f"n{NO_BREAK}={NO_BREAK}")
+        for part in textwrap.wrap(finding, FINDING_WIDTH):
             rows.append((title, outcome, part.replace(NO_BREAK, " ")))
             title = outcome = ""
     if not rows:

@@ -178,7 +178,8 @@ class Sweep:
         numbers: dict[str, Any] = {"value": None, "delta": None, "removed": None}
         if outcomes is None or causal is None:
             return numbers
-        numbers["value"] = _number(outcomes.accuracy(slug, half))
+        accuracy = outcomes.accuracy(slug, half)
+        numbers["value"] = None if math.isnan(accuracy) else accuracy
         numbers["half_width"] = _half_width(outcomes, slug, half)
         if slug != causal:
             judged = outcomes.judged(causal, slug, half)
@@ -200,10 +201,6 @@ def _half_width(outcomes: Outcomes, slug: str, half: str | None) -> float | None
         return None
     level = stats.macro_delta([stats.accuracy(float(right.mean()), len(right)) for right in tasks])
     return (level.high - level.low) / 2
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 # The same in words.

@@ -26,7 +26,6 @@ MOST_POINTS = 1000
 ATTENTION_FILE = "attention.json"  # in the sweep's folder: what the triviality control looks at
 _LAYER_WORDS = "A-B, A-, windows:W, prefixes or suffixes"
 
-
 Axis = tuple[str, tuple[str, ...]]  # a dial and its values; ``windows:W`` waits for the model
 Sweep = tuple[tuple[Axis, ...], ...]  # products of axes
 
@@ -168,15 +167,14 @@ def preset_points(preset: str | None, usual: Condition) -> list[Point]:
 class LabConfig(EvalConfig):
     """Which regimes to run on one model and one set of items. Everything else is as in eval."""
 
-    regime: str = setting("causal", help="the baseline", role="identity", cli=False)
-    sweep: tuple[str, ...] = setting((), help="what to vary", role="identity", cli=False)
+    regime: str = setting("causal", help="the baseline", cli=False)
+    sweep: tuple[str, ...] = setting((), help="what to vary", cli=False)
     preset: str | None = setting(
         None,
         help="a ready-made sweep: law (from which layer on may the prompt look ahead: layers=A- for "
         "every A, sink=1 and 4) or order (does it matter where the passage stands: sink=1, the "
         "recommended layers=A- and the prompt given twice, on the order tasks unless others are "
         "named). First it stores what unlabelled prompts predict (see recommend)",
-        role="identity",
         choices=("law", "order"),
     )
     controls: bool = setting(
@@ -184,7 +182,6 @@ class LabConfig(EvalConfig):
         help="add the controls that could refute the story: sufficiency, placebo, relocated sink, "
         "key or value, random look-ahead, clipped norm, triviality, prompt conditions, last prompt "
         "token, context floor",
-        role="identity",
     )
 
     def __post_init__(self) -> None:
@@ -358,7 +355,11 @@ def planned_points(config: LabConfig, n_layers: int | None) -> list[Point] | Non
     number of layers is needed and not known. UserError for layers the model does not have.
     """
     if n_layers is None:
-        if config.preset == "law" or any(map(_needs_layers, config.sweep)):
+        # Families of layers make as many points as there are layers.
+        families = ("windows:", "prefixes", "suffixes")
+        if config.preset == "law" or any(
+            word in text for text in config.sweep for word in families
+        ):
             return None
         n_layers = _ANY_LAYERS
     usual, controls = condition_of(config), []
@@ -374,8 +375,3 @@ def planned_points(config: LabConfig, n_layers: int | None) -> list[Point] | Non
 
 OPENED = "bidirectional:layers=1-"  # stands for the regime that is not recommended yet
 _ANY_LAYERS = 10_000  # of a model whose number of layers does not matter
-
-
-def _needs_layers(sweep: str) -> bool:
-    """Whether it names families of layers, which make as many points as there are layers."""
-    return any(word in sweep for word in ("windows:", "prefixes", "suffixes"))

@@ -129,8 +129,7 @@ def best_sentence(
 
 
 def removed_sentence(name: str, numbers: Mapping[str, Any]) -> str:
-    """``sink=1 removes 103 % of the damage (95 % CI 71 to 140 %, n = 1,150)``, and what the interval
-    leaves open."""
+    """``sink=1 removes 103 % of the damage (95 % CI ..)``, and what the interval leaves open."""
     share = numbers["removed"]
     text = f"{name.removeprefix('bidirectional:')} {removes(numbers)}"
     if not share or share["value"] is None:

@@ -41,7 +41,6 @@ BATCH_TOKENS = {"cpu": 2048, "cuda": 65536, "mps": 8192}
 # Most tokens that run through a layer at once: so few stay in a CPU's cache between operations.
 PIECE_TOKENS = {"cpu": 512}
 
-
 # About so many rows of logits at a time: a large vocabulary's take much memory.
 HEAD_ROWS = 256
 

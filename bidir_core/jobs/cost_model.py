@@ -310,7 +310,6 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PROGRAM_BYTES = 1.0e9  # Python, torch and its libraries
 LOGIT_BYTES = {"cpu": 0.1e9, "gpu": 2e9, "mps": 0.5e9}  # float32 copies of logits made at once
 
-
 Settings = Mapping[str, Any]  # of a fine-tune, given or recorded
 
 

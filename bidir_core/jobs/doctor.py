@@ -12,8 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from bidir_core.common.errors import UserError
 from bidir_core.common.process import package_versions
 from bidir_core.data.assets import ASSETS, EMBEDDED_MODELS, cache_dir, default_names, state
@@ -124,34 +122,24 @@ def diagnose() -> Diagnosis:
 def _devices() -> Iterator[Device]:
     import torch
 
-    from bidir_core.models.devices import available_devices, can_compute
+    from bidir_core.models.devices import available_devices, can_compute, memory, teraflops
     from bidir_core.models.quantised import can_multiply
 
     for name in available_devices():
         if name == "cuda":
             continue  # the same as cuda:0
         device = torch.device(name)
-        total, free = _memory(device)
+        total, free = memory(device)
         able = [kind for kind in DTYPES if can_compute(device, getattr(torch, kind))]
         yield Device(
             name=name,
             product=torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
             total_bytes=total,
             free_bytes=free,
-            dtypes={kind: _teraflops(device, getattr(torch, kind)) for kind in able},
+            dtypes={kind: teraflops(device, getattr(torch, kind)) for kind in able},
             attention=_attention(device, [kind for kind in able if kind != "float16"]),
             native_weights=can_multiply(device),
         )
-
-
-def _memory(device: Any) -> tuple[int, int]:
-    import torch
-
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return total, free
-    memory = psutil.virtual_memory()
-    return memory.total, memory.available
 
 
 def _processor() -> str:
@@ -164,22 +152,6 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _teraflops(device: Any, dtype: Any) -> float:
-    """The best of three matrix products, in 1e12 operations a second."""
-    import torch
-
-    size = 4096 if device.type == "cuda" else 512
-    a = torch.randn(size, size, device=device, dtype=dtype)
-    seconds = []
-    for _ in range(4):  # the first one warms up
-        _finish(device)
-        start = time.perf_counter()
-        a @ a
-        _finish(device)
-        seconds.append(time.perf_counter() - start)
-    return round(2 * size**3 / min(seconds[1:]) / 1e12, 3)
-
-
 @cache
 def layer_rate(shape: Shape, device: str, dtype: str) -> float | None:
     """Operations a second of one layer of this shape, timed for about a second.
@@ -189,7 +161,7 @@ def layer_rate(shape: Shape, device: str, dtype: str) -> float | None:
     import torch
     from transformers import LlamaConfig, LlamaModel
 
-    from bidir_core.models.devices import choose_device, choose_dtype
+    from bidir_core.models.devices import choose_device, choose_dtype, finish
 
     try:
         torch_device = choose_device(device)
@@ -211,25 +183,16 @@ def layer_rate(shape: Shape, device: str, dtype: str) -> float | None:
         model.to(device=torch_device, dtype=torch_dtype)
         ids = torch.zeros(rows, length, dtype=torch.long, device=torch_device)
         model(input_ids=ids)  # the first pass warms up
-        _finish(torch_device)
+        finish(torch_device)
         seconds: list[float] = []
         while sum(seconds) < 1.0:
             start = time.perf_counter()
             model(input_ids=ids, use_cache=False)
-            _finish(torch_device)
+            finish(torch_device)
             seconds.append(time.perf_counter() - start)
     n_weights = sum(weights.numel() for weights in model.layers.parameters())
     per_token = 2 * n_weights + 4 * shape.hidden * length
     return per_token * rows * length / min(seconds)
-
-
-def _finish(device: Any) -> None:
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def _attention(device: Any, dtypes: list[str]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from bidir_core.analyse.study import trained_run_id
 from bidir_core.common.errors import UserError
 from bidir_core.common.process import is_helper
 from bidir_core.common.progress import say
-from bidir_core.common.settings import command_line
+from bidir_core.common.settings import command_line, to_json
 from bidir_core.data.items import data_fingerprint
 from bidir_core.evaluate import evaluate, processes
 from bidir_core.evaluate.config import EvalConfig
@@ -254,8 +254,7 @@ def find_run_of(
 
     ``runs``: the finished stages so far, for the checkpoints they made. ``config`` says where runs
     are. A run of other weights, other items or another dtype is not this stage's, whatever its
-    settings say. A fine-tune whose checkpoint is gone stands only if everything that would evaluate
-    it is there.
+    settings say. A fine-tune whose checkpoint is gone stands only if all its evaluations are there.
     """
     trained = runs.get(stage.trained_by) if stage.trained_by else None
     if stage.trained_by and trained is None:
@@ -273,7 +272,8 @@ def find_run_of(
         for run in fitting:  # newest first
             if run.state not in states:
                 continue
-            if stage.trains and run.state == "done" and not (run.path / "final").is_dir():
+            trains = isinstance(stage.config, FinetuneConfig)
+            if trains and run.state == "done" and not (run.path / "final").is_dir():
                 followers = [s for s in stages if s.trained_by == stage.key]
                 scored = [
                     find_run_of(s, stages, {stage.key: run}, known, config) for s in followers
@@ -286,14 +286,12 @@ def find_run_of(
 
 def is_run_of(run: Run, stage: Stage, trained: Run | None, known: Known) -> bool:
     settings, config = run.settings, stage.config
+    wanted = to_json(config)
     for spec in fields(config):
         if spec.metadata["role"] != "identity" or spec.name in _NOT_COMPARED:
             continue
-        value = getattr(config, spec.name)
         recorded = settings.get(spec.name, spec.default)
-        if (list(value) if isinstance(value, tuple) else value) != (
-            list(recorded) if isinstance(recorded, tuple) else recorded
-        ):
+        if wanted[spec.name] != (list(recorded) if isinstance(recorded, tuple) else recorded):
             return False
     if not _same_place(run.model, config.model):
         return False

@@ -49,7 +49,7 @@ class _Reworded:
         help="items per task, or all (left out: what the preset says)",
     )
     chat_template: bool = setting(
-        False, help="put prompts into the model's chat format, here and there", role="identity"
+        False, help="put prompts into the model's chat format, here and there"
     )
 
 
@@ -64,24 +64,14 @@ class PipelineConfig:
     SETTINGS: ClassVar[tuple[Field[Any], ...]]  # as flags and forms have them
 
     regime: str = setting(
-        "bidirectional",
-        help="the regime of stages 2, 3B and 4, e.g. bidirectional:sink=1",
-        role="identity",
+        "bidirectional", help="the regime of stages 2, 3B and 4, e.g. bidirectional:sink=1"
     )
-    seeds: int = setting(
-        1, help="how many training seeds; each trains 3B and 3C", role="identity", metavar="N"
-    )
-    seed: int = setting(0, help="the first training seed", role="identity")
-    distill: bool = setting(False, help="also distil the causal base model", role="identity")
-    distill_anchor: float = setting(
-        1.0, help="weight of the causal anchor in distillation", role="identity"
-    )
-    leaky: bool = setting(
-        False, help="also the leaky 3A: a warning exhibit, never a result", role="identity"
-    )
-    floor: bool = setting(
-        True, help="also score without contexts, for the retention above that", role="identity"
-    )
+    seeds: int = setting(1, help="how many training seeds; each trains 3B and 3C", metavar="N")
+    seed: int = setting(0, help="the first training seed")
+    distill: bool = setting(False, help="also distil the causal base model")
+    distill_anchor: float = setting(1.0, help="weight of the causal anchor in distillation")
+    leaky: bool = setting(False, help="also the leaky 3A: a warning exhibit, never a result")
+    floor: bool = setting(True, help="also score without contexts, for the retention above that")
     evaluation: EvalConfig
     training: FinetuneConfig
 
@@ -184,10 +174,6 @@ class Stage:
     config: EvalConfig | FinetuneConfig
     trained_by: str | None = None
 
-    @property
-    def trains(self) -> bool:
-        return isinstance(self.config, FinetuneConfig)
-
 
 def from_preset(given: Mapping[str, Any], preset: str = PUBLISHED) -> PipelineConfig:
     """The preset's settings, then those that were given. Raises UserError for an unknown one."""
@@ -220,8 +206,10 @@ def plan(config: PipelineConfig) -> list[Stage]:
                 replace(evaluation, context="none"),
             )
         )
+    optional = {"distill": config.distill, "3A": config.leaky}
+    objectives = ["3B", "3C", *(objective for objective, wanted in optional.items() if wanted)]
     for seed in range(config.seed, config.seed + config.seeds):
-        for objective in _objectives(config):
+        for objective in objectives:
             key = f"{objective}-seed{seed}"
             shown = {"3A": "3A (leaky)", "distill": "distil"}.get(objective, objective)
             stages.append(
@@ -248,7 +236,3 @@ def plan(config: PipelineConfig) -> list[Stage]:
                     )
                 )
     return stages
-
-
-def _objectives(config: PipelineConfig) -> list[str]:
-    return ["3B", "3C", *(["distill"] if config.distill else []), *(["3A"] if config.leaky else [])]

@@ -140,7 +140,7 @@ def _run_to_resume(job: Job) -> str | None:
 def forget(job_id: str) -> None:
     """Remove an ended job from the history. Its runs stay."""
     with _changing("remove a job") as root:
-        job = _read(root, job_id) if _ID.fullmatch(job_id) else None
+        job = _read(root, job_id)
         if job is None or not job.is_damaged:
             job = find_job(job_id, root)
         if job.is_active:
@@ -177,7 +177,7 @@ def list_jobs(root: Path | None = None) -> list[Job]:
     """Every readable job, newest first."""
     folder = root or jobs_folder()
     try:
-        names = [name for name in os.listdir(folder) if _ID.fullmatch(name)]
+        names = os.listdir(folder)
     except OSError:
         return []
     jobs = [job for name in names if (job := _read(folder, name)) is not None]
@@ -186,7 +186,7 @@ def list_jobs(root: Path | None = None) -> list[Job]:
 
 def find_job(job_id: str, root: Path | None = None) -> Job:
     """The job of this id; UserError if there is none."""
-    job = _read(root or jobs_folder(), job_id) if _ID.fullmatch(job_id) else None
+    job = _read(root or jobs_folder(), job_id)
     if job is None:
         raise UserError(f"there is no job '{job_id[:80]}'")
     if job.is_damaged:
@@ -196,6 +196,8 @@ def find_job(job_id: str, root: Path | None = None) -> Job:
 
 def _read(folder: Path, job_id: str) -> Job | None:
     """The job, one that is damaged and says how, or None if there is none."""
+    if not _ID.fullmatch(job_id):
+        return None
     try:
         values = read_object(folder / job_id, "job.json", SHAPE)
         if values["id"] != job_id:

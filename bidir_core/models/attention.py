@@ -39,6 +39,7 @@ from torch.nn.attention import SDPBackend
 from transformers import AttentionInterface
 
 from bidir_core.common.errors import UserError
+from bidir_core.models import fused
 from bidir_core.models.layout import Layout, allowed_and_ahead
 from bidir_core.regimes import BIDIRECTIONAL, CAUSAL, Regime
 
@@ -222,7 +223,9 @@ def _attention(implementation: Implementation) -> Any:
         cropped = sliding_window is not None and n_key == sliding_window - 1 + n_query < time
         if n_key != time and not cropped:
             raise RuntimeError(f"the layout has {time} tokens where attention has {n_key} keys")
-        run = _model_eager(module) if implementation == "eager" else _sdpa
+        run: Any = _sdpa
+        if implementation == "eager":  # the model's own file knows its soft caps and sinks
+            run = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
         splits = plan.prefixes if implementation == "split" and n_query == time else None
         if splits is None and (spans is None or len(spans) == 1 or n_query != time):
             # With a key/value cache the queries are the layout's last tokens; the keys are all of
@@ -294,15 +297,11 @@ def _sdpa(
                 f"{type(module).__name__} needs '{unable}', which sdpa drops; use --attn eager"
             )
     if query.is_cuda and mask is not None and not dropout:
-        from bidir_core.models import fused
-
         fused_output = fused.attend(query, key, value, mask, scaling)
         if fused_output is not None:
             return fused_output, None
     grouped = query.shape[1] != key.shape[1]
     if grouped and not _takes_groups(query, key, value, mask, dropout, is_causal):
-        from bidir_core.models import fused
-
         n = query.shape[1] // key.shape[1]
         key, value = fused.repeat_heads(key, n), fused.repeat_heads(value, n)
         grouped = False
@@ -357,11 +356,6 @@ def without_plans(device: torch.device, longest: int = 0) -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.enable_cudnn_sdp(True)
-
-
-def _model_eager(module: nn.Module) -> Any:
-    """The eager function of the model's own file: it knows the model's soft caps and sinks."""
-    return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
 
 
 Implementation = Literal["sdpa", "eager", "split"]

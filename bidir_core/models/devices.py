@@ -6,10 +6,12 @@ import ctypes
 import gc
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import torch
 
 from bidir_core.common.errors import UserError
@@ -126,6 +128,37 @@ def can_compute(device: torch.device, dtype: torch.dtype) -> bool:
         return False
 
 
+def memory(device: torch.device) -> tuple[int, int]:
+    """Bytes that the device has, and those that are free."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return total, free
+    host = psutil.virtual_memory()
+    return host.total, host.available
+
+
+def teraflops(device: torch.device, dtype: torch.dtype) -> float:
+    """The best of three matrix products, in 1e12 operations a second."""
+    size = 4096 if device.type == "cuda" else 512
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    seconds = []
+    for _ in range(4):  # the first one warms up
+        finish(device)
+        start = time.perf_counter()
+        a @ a
+        finish(device)
+        seconds.append(time.perf_counter() - start)
+    return round(2 * size**3 / min(seconds[1:]) / 1e12, 3)
+
+
+def finish(device: torch.device) -> None:
+    """Wait for what a device was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 # mallopt's names for: how many blocks may be mapped each by itself, and from how much free memory
 # on it goes back to the system (malloc.h).
 _MMAP_MAX, _TRIM_THRESHOLD = -4, -1
@@ -158,8 +191,7 @@ def reusing_memory(device: torch.device) -> Iterator[None]:
 def at_rest() -> Iterator[None]:
     """Leaves what is in memory now, such as libraries, out of garbage collections inside.
 
-    Going through all of it takes some tenths of a second, for which a GPU would wait. Nested uses
-    leave it to the outermost one.
+    Going through all of it takes some tenths of a second, for which a GPU would wait. Can be nested.
     """
     if gc.get_freeze_count():
         yield

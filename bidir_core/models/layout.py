@@ -68,17 +68,13 @@ class Layout:
     @classmethod
     def pack(cls, lengths: Sequence[tuple[int, int]]) -> Layout:
         """Plain sequences ``(n_prefix, n_total)`` in one row, without padding."""
-        spans, start = [], 0
-        for _, n_total in lengths:
-            spans.append((start, start + n_total))
-            start += n_total
-        item, position, n_prefix_row, exit_ = torch.zeros(4, 1, start, dtype=torch.int64)
-        for index, ((n_prefix, n_total), (begin, end)) in enumerate(zip(lengths, spans)):
-            item[0, begin:end] = index
-            position[0, begin:end] = torch.arange(n_total)
-            n_prefix_row[0, begin:end] = n_prefix
-            exit_[0, begin:end] = end
-        return cls(item, position, n_prefix_row, exit_, spans=tuple(spans))
+        n_prefix, n_total = torch.tensor(lengths).T
+        end = n_total.cumsum(0)
+        begin = end - n_total
+        by_item = torch.stack([torch.arange(len(lengths)), begin, n_prefix, end])
+        item, first, prefix, exit_ = by_item.repeat_interleave(n_total, dim=1)[:, None]
+        position = torch.arange(item.shape[1]) - first
+        return cls(item, position, prefix, exit_, tuple(zip(begin.tolist(), end.tolist())))
 
     @classmethod
     def pad(cls, lengths: Sequence[tuple[int, int]], time: int | None = None) -> Layout:

@@ -10,13 +10,13 @@ import copy
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.progress import LOG, phase
-from bidir_core.models import devices
+from bidir_core.models import devices, fused
 from bidir_core.models.attention import (
     Handle,
     check_attention_name,
@@ -25,6 +25,14 @@ from bidir_core.models.attention import (
     install,
     own_implementation,
     rope_kinds,
+)
+from bidir_core.models.checkpoint import (
+    Checkpoint,
+    adapter_note,
+    apply_adapter,
+    check_fits,
+    check_unchanged,
+    open_checkpoint,
 )
 from bidir_core.models.devices import choose_device, choose_dtype
 from bidir_core.models.quantised import (
@@ -48,9 +56,6 @@ from bidir_core.models.source import (
 )
 from bidir_core.models.weight_files import check_weights, fingerprint, weight_files
 from bidir_core.regimes import Regime, parse_regime
-
-if TYPE_CHECKING:
-    from bidir_core.models.checkpoint import Checkpoint
 
 WEIGHTS = ("dequantise", "native")
 NO_LIMIT = 1 << 30  # max_length of a model whose configuration names no window
@@ -137,11 +142,7 @@ def preflight(
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
     parsed = parse_regime(regime) if regime is not None else None
-    opened = None
-    if checkpoint is not None:
-        from bidir_core.models.checkpoint import check_fits, open_checkpoint
-
-        opened = open_checkpoint(checkpoint)
+    opened = open_checkpoint(checkpoint) if checkpoint is not None else None
     source, local = find_source(model, revision)
     options: dict[str, Any] = {"trust_remote_code": False}
     if not local:
@@ -205,8 +206,6 @@ def load_weights(plan: Preflight, *, keep_vision: bool = False) -> LoadedModel:
         devices.sweep()  # the model before, whose parts refer to each other
     opened = plan.checkpoint
     if opened is not None:
-        from bidir_core.models.checkpoint import adapter_note, apply_adapter, check_unchanged
-
         check_unchanged(opened)
     is_full = opened is not None and opened.kind == "full"
     if opened is not None and is_full:
@@ -239,18 +238,15 @@ def load_weights(plan: Preflight, *, keep_vision: bool = False) -> LoadedModel:
             f"'{plan.name}' does not fit into the memory of {plan.device} in {plan.dtype}; "
             "use --dtype bfloat16 or --device cpu"
         ) from error
-    kernels = []
-    if plan.device.type == "cuda":
-        from bidir_core.models import fused
-
-        kernels = fused.fuse(loaded)
+    kernels = fused.fuse(loaded) if plan.device.type == "cuda" else []
+    tokenizer_text = plan.tokenizer.backend_tokenizer.to_str() + repr(plan.tokenizer.chat_template)
     return LoadedModel(
         model=loaded,
         tokenizer=plan.tokenizer,
         handle=handle,
         name=plan.name,
         fingerprint=weights_fingerprint,
-        tokenizer_fingerprint=_tokenizer_fingerprint(plan.tokenizer),
+        tokenizer_fingerprint=hashlib.sha256(tokenizer_text.encode()).hexdigest(),
         n_layers=plan.n_layers,
         max_length=plan.max_length,
         device=plan.device,
@@ -328,8 +324,3 @@ def _without_vision(model: Any) -> Any:
         if isinstance(getattr(inner, name, None), torch.nn.Module):
             setattr(inner, name, torch.nn.Identity())
     return model
-
-
-def _tokenizer_fingerprint(tokenizer: Any) -> str:
-    text = tokenizer.backend_tokenizer.to_str() + repr(tokenizer.chat_template)
-    return hashlib.sha256(text.encode()).hexdigest()

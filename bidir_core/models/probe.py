@@ -3,8 +3,7 @@
 A bidirectional switch that silently stays causal, or is ignored by one layer, or leaks answers
 into prompts, still gives plausible numbers. So before a stage records anything, a few short sequences
 go through the very model, regime, precision and attention implementation that the stage uses,
-and what flows, layer by layer and token by token, is compared with what the regime allows. A failed
-check stops the run.
+and what flows, by layer and token, is compared with what the regime allows. A fault stops the run.
 """
 
 from __future__ import annotations
@@ -13,18 +12,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from bidir_core.common.errors import UserError
 from bidir_core.common.progress import phase
 from bidir_core.models.attention import without_plans
+from bidir_core.models.loading import LoadedModel
 from bidir_core.models.probe_checks import CHECKS, measure
 from bidir_core.regimes import Regime, parse_regime
-
-if TYPE_CHECKING:
-    from bidir_core.models.loading import LoadedModel
 
 # The probe's sequences are short. So under attention ``split`` the packed row's near and far items
 # stand for long prefixes, and their neighbour, whose prefix has 2 tokens, for a short one.

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ import torch
 from bidir_core.common.errors import UserError
 from bidir_core.models.attention import SPLIT_FROM_TOKENS
 from bidir_core.models.layout import Layout
+from bidir_core.models.loading import LoadedModel
 from bidir_core.models.probe_measure import (
     NEAR_PREFIX,
     Placed,
@@ -33,9 +34,6 @@ from bidir_core.models.probe_measure import (
     watch_averages,
 )
 from bidir_core.regimes import CAUSAL, Regime
-
-if TYPE_CHECKING:
-    from bidir_core.models.loading import LoadedModel
 
 TEXT = (
     "The river rose in the night, so Jack Quimby (the miller) moved 7 sacks of grain, 30 jugs & "

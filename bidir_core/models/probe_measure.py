@@ -54,11 +54,8 @@ class Sample:
 
     def expected(self, regime: Regime, window: int | None) -> tuple[np.ndarray, np.ndarray]:
         """``(allowed, ahead)`` of one layer, bool ``[batch, query, key]``."""
-        if (regime, window) not in self._cache:  # most layers are alike
-            self._cache[regime, window] = self._compute(regime, window)
-        return self._cache[regime, window]
-
-    def _compute(self, regime: Regime, window: int | None) -> tuple[np.ndarray, np.ndarray]:
+        if (regime, window) in self._cache:  # most layers are alike
+            return self._cache[regime, window]
         batch, time = self.layout.shape
         allowed = np.tile(np.eye(time, dtype=bool), (batch, 1, 1))
         ahead = np.zeros_like(allowed)
@@ -80,6 +77,7 @@ class Sample:
             within = np.ones_like(sees) if window is None else abs(query - key) < window
             allowed[row][np.ix_(place, place)] = sees & within
             ahead[row][np.ix_(place, place)] = looks & within
+        self._cache[regime, window] = allowed, ahead
         return allowed, ahead
 
 
@@ -115,7 +113,8 @@ def packed_sample(
         start += n
     item_ids, position_row, n_prefix_row, exit_row = (torch.tensor([row]) for row in rows)
     layout = Layout(item_ids, position_row, n_prefix_row, exit_row, spans=tuple(spans))
-    return Sample(_first_tokens(tokens, start)[None], layout, tuple((0, path) for path in paths))
+    ids = tokens[torch.arange(start) % len(tokens)][None]
+    return Sample(ids, layout, tuple((0, path) for path in paths))
 
 
 def _far_positions(
@@ -165,10 +164,6 @@ def padded(paths: Sequence[Sequence[int]]) -> list[list[int]]:
     return [[*path, *[path[-1]] * (longest - len(path))] for path in paths]
 
 
-def _first_tokens(tokens: torch.Tensor, n: int) -> torch.Tensor:
-    return tokens.repeat(n // len(tokens) + 1)[:n]
-
-
 class Weights(NamedTuple):
     """One layer's attention weights, ``[batch, head, query, key]`` float32 on the CPU.
 
@@ -214,7 +209,17 @@ def watch(handle: Handle) -> Iterator[Watch]:
         plan: Any = handle.plan
 
         def weights(query: torch.Tensor) -> torch.Tensor:
-            return _read_weights(attend, module, query, key, value, *args, **kwargs)
+            """With value j = one-hot(j), the output at ``[query, j]`` is the weight of key j."""
+            time, width = value.shape[2:]
+            pieces = []
+            for start in range(0, time, width):
+                end = min(start + width, time)
+                one_hot = torch.zeros_like(value)
+                eye = torch.eye(end - start, device=value.device, dtype=value.dtype)
+                one_hot[:, :, start:end, : end - start] = eye
+                output = attend(module, query, key, one_hot, *args, **kwargs)[0]
+                pieces.append(output[..., : end - start].transpose(1, 2))
+            return torch.cat(pieces, dim=-1).float()
 
         real = full = weights(query)
         if plan.regime.lam != 1.0:
@@ -343,28 +348,6 @@ def _measuring(handle: Handle, measure: Callable[..., None]) -> Iterator[None]:
         del ALL_ATTENTION_FUNCTIONS[name]
         if hidden is not None:
             ALL_ATTENTION_FUNCTIONS[name] = hidden
-
-
-def _read_weights(
-    attend: Any,
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    *args: Any,
-    **kwargs: Any,
-) -> torch.Tensor:
-    """With value j = one-hot(j), the output at ``[query, j]`` is the weight of key j."""
-    time, width = value.shape[2:]
-    pieces = []
-    for start in range(0, time, width):
-        end = min(start + width, time)
-        one_hot = torch.zeros_like(value)
-        eye = torch.eye(end - start, device=value.device, dtype=value.dtype)
-        one_hot[:, :, start:end, : end - start] = eye
-        output = attend(module, query, key, one_hot, *args, **kwargs)[0]
-        pieces.append(output[..., : end - start].transpose(1, 2))
-    return torch.cat(pieces, dim=-1).float()
 
 
 @contextmanager

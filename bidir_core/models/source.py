@@ -1,7 +1,6 @@
 """Where a model's files are: an asset, a local folder or GGUF file, or the hub and its cache.
 
-Everything here reads configurations and tokenizers only; code that a repository brings along is
-never run.
+Only configurations and tokenizers are read here; code that a repository brings along is never run.
 """
 
 from __future__ import annotations

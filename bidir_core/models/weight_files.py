@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from bidir_core.common.errors import UserError
+from bidir_core.data.assets import sha256_of
 
 SAMPLE_BYTES = 4096
 SMALL_BYTES = 16 * SAMPLE_BYTES
@@ -107,11 +108,7 @@ def read_tensors(file: Path) -> list[Tensor]:
 
 def checksums(folder: Path) -> dict[str, str]:
     """SHA-256 in hex of each safetensors file of a folder, by its name."""
-    digests = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with open(path, "rb") as stream:
-            digests[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return digests
+    return {path.name: sha256_of(path) for path in sorted(folder.glob("*.safetensors"))}
 
 
 def check_weights(folder: Path) -> None:
@@ -169,8 +166,9 @@ def fingerprint(config: Any, files: Iterable[Path]) -> str:
     its first, middle and last 4 KiB, the others whole. Training moves every tensor it touches
     almost everywhere, so any trained model differs; a single edited number may go unseen.
     """
-    text = canonical_config(config) + fingerprint_tensors(files)
-    return hashlib.sha256(text.encode()).hexdigest()
+    # as JSON that does not change with the library's version or this machine
+    shape = json.dumps(_stable(config.to_dict()), sort_keys=True, default=str)
+    return hashlib.sha256((shape + fingerprint_tensors(files)).encode()).hexdigest()
 
 
 def fingerprint_tensors(files: Iterable[Path]) -> str:
@@ -186,11 +184,6 @@ def fingerprint_tensors(files: Iterable[Path]) -> str:
         digest.update(f"{tensor.name} {tensor.dtype} {tensor.shape} {tensor.n_bytes}\n".encode())
         digest.update(_sample(tensor))
     return digest.hexdigest()
-
-
-def canonical_config(config: Any) -> str:
-    """A config as JSON that does not change with the library's version or this machine."""
-    return json.dumps(_stable(config.to_dict()), sort_keys=True, default=str)
 
 
 def _stable(value: Any) -> Any:

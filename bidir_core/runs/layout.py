@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -227,19 +228,17 @@ def new_run_folder(
     parent = root / stage_dir
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        attempt = 1
+        attempt = 0
         while True:
+            attempt += 1
             number = "" if attempt == 1 else f"-{attempt}"
             folder = parent / (stamp + number + (f"_{name}" if name else ""))
             # The stamp alone must be new too, so that a number tells two runs of a second apart.
             taken = any(split_folder_name(p.name)[0] == stamp + number for p in parent.iterdir())
             if not taken:
-                try:
+                with suppress(FileExistsError):
                     folder.mkdir()
                     return folder
-                except FileExistsError:
-                    pass
-            attempt += 1
     except OSError as error:
         raise UserError(
             f"cannot write runs to '{root}' ({error.strerror or error}); "

@@ -381,7 +381,9 @@ def joined(items: pa.Table, texts: Path, columns: Sequence[str]) -> pa.Table:
         for name in shared:
             items = _set_column(items, name, text_table.column(name))
     if "margin" in columns:
-        items = _set_column(items, "margin", _margins(items))
+        pairs = zip(items.column("ll").to_pylist(), items.column("gold").to_pylist(), strict=True)
+        margins = pa.array([_margin(ll, gold) for ll, gold in pairs], type=pa.float32())
+        items = _set_column(items, "margin", margins)
     for name in columns:
         if name not in items.column_names:
             items = _set_column(items, name, pa.nulls(items.num_rows, type=SCHEMA.field(name).type))
@@ -444,11 +446,6 @@ def _matching_rows(items: pa.Table, texts: pa.Table) -> pa.Array | None:
 def _keys(table: pa.Table) -> list[tuple[str, int]]:
     columns = [table.column(key).to_pylist() for key in KEYS]
     return list(zip(*columns, strict=True))
-
-
-def _margins(table: pa.Table) -> pa.Array:
-    pairs = zip(table.column("ll").to_pylist(), table.column("gold").to_pylist(), strict=True)
-    return pa.array([_margin(ll, gold) for ll, gold in pairs], type=pa.float32())
 
 
 def _margin(ll: Sequence[float] | None, gold: int) -> float | None:

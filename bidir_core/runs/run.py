@@ -155,14 +155,9 @@ class Run:
         return "partial"
 
     @property
-    def stamp(self) -> tuple[int, ...]:
-        """See :func:`stamp_of`."""
-        return stamp_of(str(self.path))
-
-    @property
     def modified(self) -> float:
         """When the folder or any of its files last changed (a cache key, with :attr:`id`)."""
-        return max(self.stamp[::2]) / 1e9
+        return max(stamp_of(str(self.path))[::2]) / 1e9
 
     @property
     def is_point(self) -> bool:

@@ -128,7 +128,6 @@ STATE = Kind(f"one of {', '.join(STORED_STATES)}", lambda v: v in STORED_STATES)
 SCHEMA = Kind("a schema that this program reads (1)", lambda v: v == 1 and not isinstance(v, bool))
 TEXTS = ListOf(TEXT)
 
-
 _KINDS: dict[str, Shape] = {
     "text": TEXT,
     "texts": TEXTS,

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import filelock
@@ -128,7 +127,11 @@ class RunWriter:
         if view.state in ("corrupt", "reference"):
             raise UserError(f"the run '{view.id}' cannot be resumed: {view.error or view.state}")
         writer = cls(view.path, view.config)
-        writer._remove_left_overs()
+        # What killed writers left here and in the points of a sweep, which is ours alone now.
+        remove_left_overs(view.path, ".*.tmp", older_than_seconds=0)
+        for point in view.path.glob("points/*"):
+            if not is_locked(point):
+                remove_left_overs(point, ".*.tmp", ".lock", older_than_seconds=0)
         records, n_bytes = read_jsonl(view.path / "items.jsonl")
         writer._remember(records)
         if (view.path / "items.jsonl").exists():
@@ -187,8 +190,7 @@ class RunWriter:
 
         With it go how many items are recorded, and how many of them are right.
         """
-        changes: dict[str, Any] = {"done": done, "total": total, "rate": rate}
-        changes["eta_seconds"] = eta_seconds
+        changes = {"done": done, "total": total, "rate": rate, "eta_seconds": eta_seconds}
         if self._records:
             changes |= {"recorded": len(self._records), "right": self._n_right}
         self._set_status(**{k: v for k, v in changes.items() if v is not None}, **extra)
@@ -217,10 +219,8 @@ class RunWriter:
         if self._records:
             table = to_table(self._sorted(order, settings.get("tasks") or []))
             self._close_items()
-            if self.is_slim:
-                write_slim(table, self.path / "items.parquet")
-            else:
-                write_parquet(table, self.path / "items.parquet")
+            write = write_slim if self.is_slim else write_parquet
+            write(table, self.path / "items.parquet")
             body = compute_metrics(table)
         contents = {
             "schema": SCHEMA_VERSION,
@@ -261,12 +261,7 @@ class RunWriter:
     def __enter__(self) -> RunWriter:
         return self
 
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if error is not None and self._status.get("state") not in ("done", "cancelled", "failed"):
             stopped = isinstance(error, KeyboardInterrupt | SystemExit)
             text = str(error) or type(error).__name__
@@ -276,13 +271,6 @@ class RunWriter:
                 self.close()  # a full disk must not hide the first error; readers see "lost"
         else:
             self.close()
-
-    def _remove_left_overs(self) -> None:
-        """What killed writers left here and in the points of a sweep, which is ours alone now."""
-        remove_left_overs(self.path, ".*.tmp", older_than_seconds=0)
-        for point in self.path.glob("points/*"):
-            if not is_locked(point):
-                remove_left_overs(point, ".*.tmp", ".lock", older_than_seconds=0)
 
     def _sorted(self, order: Iterable[Key] | None, tasks: list[str]) -> list[dict[str, Any]]:
         if order is not None:

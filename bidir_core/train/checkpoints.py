@@ -92,11 +92,6 @@ def load_newest(run: Path) -> Checkpoint | None:
     return None
 
 
-def remove_all(run: Path) -> None:
-    """Remove the checkpoints of a finished run; its final weights are elsewhere."""
-    shutil.rmtree(run / FOLDER, ignore_errors=True)
-
-
 def random_states(device: torch.device) -> dict[str, torch.Tensor]:
     """The generators that training draws from (dropout), as tensors."""
     states = {"random/cpu": torch.get_rng_state()}

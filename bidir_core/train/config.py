@@ -72,97 +72,72 @@ class FinetuneConfig:
     objective: str = setting(
         help="what is trained: "
         + "; ".join(f"{code}: {goal.what}" for code, goal in OBJECTIVES.items()),
-        role="identity",
         choices=tuple(OBJECTIVES),
         cli=False,  # the command line has one flag for each
     )
     regime: str | None = setting(
-        None,
-        help="who sees whom in training (default: bidirectional, or causal for the control)",
-        role="identity",
+        None, help="who sees whom in training (default: bidirectional, or causal for the control)"
     )
     causal_anchor: float = setting(
-        0.0,
-        help="weight of KL(base || student), both causal, which protects the causal mode",
-        role="identity",
+        0.0, help="weight of KL(base || student), both causal, which protects the causal mode"
     )
 
     data: str = setting(
         "far",
         help="the embedded mixture far, near or farther (for the order tasks), a JSONL file, or "
         "hub:OWNER/NAME[@CONFIG][:SPLIT]; rows as TRL, Alpaca and ShareGPT have them are read",
-        role="identity",
     )
-    prompt_column: str = setting("prompt", help="the data's field with prompts", role="identity")
-    response_column: str = setting(
-        "response", help="the data's field with responses", role="identity"
-    )
+    prompt_column: str = setting("prompt", help="the data's field with prompts")
+    response_column: str = setting("response", help="the data's field with responses")
     messages_column: str | None = setting(
-        None, help="the data's field with conversations, instead of the two", role="identity"
+        None, help="the data's field with conversations, instead of the two"
     )
     chat_template: bool = setting(
-        False, help="put prompts and responses into the model's chat format", role="identity"
+        False, help="put prompts and responses into the model's chat format"
     )
     assistant_turns: str = setting(
         "last",
         help="which of the assistant's messages in a conversation are learned, each after all "
         "before it",
-        role="identity",
         choices=("last", "all"),
     )
-    max_tokens: int = setting(
-        512, help="longest sample, prompt and response together", role="identity", metavar="N"
-    )
+    max_tokens: int = setting(512, help="longest sample, prompt and response together", metavar="N")
     over_long: str = setting(
         "drop",
         help="longer samples are dropped, or lose the beginning of their prompt (truncate)",
-        role="identity",
         choices=("drop", "truncate"),
     )
     append_eos: bool = setting(
-        True, help="end each response with EOS, so that the model learns to stop", role="identity"
+        True, help="end each response with EOS, so that the model learns to stop"
     )
     decontaminate: bool = setting(
-        True,
-        help="drop samples that share 13 words in a row with an evaluation item",
-        role="identity",
+        True, help="drop samples that share 13 words in a row with an evaluation item"
     )
 
     method: str = setting(
         "full",
         help="train all weights, or a low-rank adapter beside them",
-        role="identity",
         choices=("full", "lora"),
     )
-    lora_rank: int = setting(8, help="rank of the adapter", role="identity", metavar="R")
-    lora_alpha: int = setting(
-        16, help="the adapter's scale is alpha / rank", role="identity", metavar="A"
-    )
-    lora_dropout: float = setting(0.0, help="dropout in front of the adapter", role="identity")
+    lora_rank: int = setting(8, help="rank of the adapter", metavar="R")
+    lora_alpha: int = setting(16, help="the adapter's scale is alpha / rank", metavar="A")
+    lora_dropout: float = setting(0.0, help="dropout in front of the adapter")
 
-    steps: int = setting(400, help="optimizer steps", role="identity", metavar="N")
-    batch_samples: int = setting(64, help="samples per step", role="identity", metavar="N")
-    lr: float = setting(1e-4, help="peak learning rate", role="identity")
+    steps: int = setting(400, help="optimizer steps", metavar="N")
+    batch_samples: int = setting(64, help="samples per step", metavar="N")
+    lr: float = setting(1e-4, help="peak learning rate")
     warmup_steps: int = setting(
-        20,
-        help="steps of linear warm-up, at most half of all, before the cosine",
-        role="identity",
-        metavar="N",
+        20, help="steps of linear warm-up, at most half of all, before the cosine", metavar="N"
     )
-    final_lr_fraction: float = setting(
-        0.0, help="where the cosine ends, as a fraction of the peak", role="identity"
-    )
-    weight_decay: float = setting(0.0, help="AdamW's, on matrices only", role="identity")
-    beta2: float = setting(0.95, help="AdamW's second-moment decay", role="identity")
-    clip: float = setting(
-        1.0, help="largest norm of the gradient; 0 switches clipping off", role="identity"
-    )
-    seed: int = setting(0, help="of data order, cuts, adapter and dropout", role="identity")
+    final_lr_fraction: float = setting(0.0, help="where the cosine ends, as a fraction of the peak")
+    weight_decay: float = setting(0.0, help="AdamW's, on matrices only")
+    beta2: float = setting(0.95, help="AdamW's second-moment decay")
+    clip: float = setting(1.0, help="largest norm of the gradient; 0 switches clipping off")
+    seed: int = setting(0, help="of data order, cuts, adapter and dropout")
 
     dtype: str = setting(
         "auto",
         help="auto is float32 on a CPU and bfloat16, with float32 master weights, on a GPU",
-        role="identity",
         choices=DTYPES,
     )
     device: str = same_as(EvalConfig, "device")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -36,8 +37,8 @@ from bidir_core.runs.layout import FINETUNE_DIRS
 from bidir_core.runs.records import make_record
 from bidir_core.runs.run import Run, compute_metrics
 from bidir_core.runs.writer import RunWriter
-from bidir_core.train import checkpoints
 from bidir_core.train import student as sharding
+from bidir_core.train.checkpoints import FOLDER as CHECKPOINTS
 from bidir_core.train.config import MICRO_TOKENS, FinetuneConfig
 from bidir_core.train.data import TrainingData, check_data, prepare_data
 from bidir_core.train.final import (
@@ -158,7 +159,7 @@ def _finetune(
         save_final(writer.path, config, student, loaded, data, counters, weights)
         metrics = metrics_of(config, student, counters, writer.path / FINAL)
         writer.finish(cost=cost(counters, loaded), metrics=metrics)
-        checkpoints.remove_all(writer.path)
+        shutil.rmtree(writer.path / CHECKPOINTS, ignore_errors=True)
     return writer.path
 
 

@@ -45,10 +45,8 @@ def loss_terms(
     base_hidden = _base_hidden(base, batch) if any(pass_.from_base for pass_ in plan) else None
     for pass_ in plan:
         with student.handle.use(pass_.regime, batch.layout):
-            yield (
-                pass_,
-                within(student.model, partial(_losses, student, batch, pass_, base, base_hidden)),
-            )
+            work = partial(_losses, student, batch, pass_, base, base_hidden)
+            yield pass_, within(student.model, work)
 
 
 def _losses(
@@ -82,8 +80,6 @@ def _base_hidden(base: Student | None, batch: TrainBatch) -> torch.Tensor:
     with base.handle.use(CAUSAL, batch.layout):
         return within(base.model, partial(base.hidden, batch))
 
-
-# What is trained, and the losses it is trained with.
 
 HEAD_CHUNK_BYTES = {"cpu": 1 << 29, "cuda": 1 << 31}  # float32 logits of one chunk
 

@@ -83,8 +83,8 @@ def read_mixture(mixture: Mixture, folder: Path) -> list[Sample]:
         # keeps the first of each, in order
         pairs = dict.fromkeys(pair for path in files for pair, _ in _pairs_of(path, task))
         for index, (prompt, response) in enumerate(pairs):
-            if mixture != "near":
-                prompt = in_other_words(prompt)
+            if mixture != "near":  # without the wording of the evaluation tasks' templates
+                prompt = _EVALUATION_WORDS.sub(lambda match: _OTHER_WORDS[match[1]], prompt)
             samples.append(Sample(prompt, response, task, index))
     if not samples:
         raise UserError(f"no request files for training mixture '{mixture}' in {folder}")
@@ -106,11 +106,6 @@ def without_duplicates(samples: list[Sample]) -> list[Sample]:
     for sample in samples:
         unique.setdefault((sample.prompt, sample.response), sample)
     return list(unique.values())
-
-
-def in_other_words(prompt: str) -> str:
-    """The prompt without the wording of the evaluation tasks' templates."""
-    return _EVALUATION_WORDS.sub(lambda match: _OTHER_WORDS[match[1]], prompt)
 
 
 def outline(mixture: Mixture, folder: Path, per_file: int = 32) -> dict[tuple[str, str], float]:

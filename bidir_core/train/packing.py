@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ import torch
 
 from bidir_core.common.errors import UserError
 from bidir_core.data.encoding import Encoder
+from bidir_core.evaluate.packing import in_rows, ranges
 from bidir_core.models.layout import PADDING, Layout, send
 from bidir_core.train.config import Prefix
 from bidir_core.train.mixtures import Sample
@@ -156,17 +158,12 @@ class Packer:
             running[np.cumsum([0] + [len(r) for r in rows[:-1]])], [len(r) for r in rows]
         )
         start = row * self.row_tokens + in_row
-        position = _ranges(length)
-        flat = np.repeat(start, length) + position
+        flat = ranges(start, length)
+        position = flat - np.repeat(start, length)
         shape = (len(rows), self.row_tokens)
 
-        def spread(values: np.ndarray, background: np.ndarray | int) -> torch.Tensor:
-            padded = np.empty(shape[0] * shape[1], dtype=np.int64)
-            padded[:] = background
-            padded[flat] = values
-            return torch.from_numpy(padded.reshape(shape))
-
-        source = np.repeat(self.samples.start[chosen[member]], length) + position
+        spread = partial(in_rows, shape, flat)
+        source = ranges(self.samples.start[chosen[member]], length)
         after = np.tile(np.arange(1, shape[1] + 1), shape[0])  # padding sees itself alone
         layout = Layout(
             item=spread(np.repeat(member, length), PADDING),
@@ -178,7 +175,7 @@ class Packer:
         # Token t is predicted from the token before it:
         #     index   start .. start+begin-1 | start+begin .. start+length-1
         #     head            ^----------------------------^   (one shorter on the right)
-        target_position = np.repeat(begin[member], n_loss) + _ranges(n_loss)
+        target_position = ranges(begin[member], n_loss)
         head = np.repeat(start, n_loss) + target_position - 1
         sample_start = np.repeat(self.samples.start[chosen[member]], n_loss)
         target = self.samples.ids[sample_start + target_position]
@@ -208,12 +205,6 @@ def pack_rows(lengths: np.ndarray, row_tokens: int) -> list[list[int]]:
             rows.append([index])
             room.append(row_tokens - length)
     return rows
-
-
-def _ranges(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
-    """``[0..a-1, 0..b-1, ..]`` for lengths ``[a, b, ..]``."""
-    lengths = np.asarray(lengths)
-    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
 # Samples to token ids, cut into prompt and response exactly where evaluation would cut.

@@ -6,7 +6,7 @@ import copy
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -19,10 +19,8 @@ from bidir_core.evaluate.scoring import gather_before_head
 from bidir_core.models import fused
 from bidir_core.models.attention import Handle, install, text_decoder
 from bidir_core.regimes import Regime
+from bidir_core.train.config import FinetuneConfig
 from bidir_core.train.packing import TrainBatch
-
-if TYPE_CHECKING:
-    from bidir_core.train.config import FinetuneConfig
 
 
 class Student:

@@ -1,6 +1,5 @@
 """The built-in tasks against lm-eval's own, on the same data; sources, splits and bad input."""
 
-import math
 import re
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from bidir_core.common.errors import UserError
 from bidir_core.data.items import (
     Item,
     ItemList,
-    chance,
     data_fingerprint,
     fewshot_prefixes,
     hash_doc,
@@ -254,13 +252,11 @@ def test_rows_of_a_compact_run_are_found_again(folder: Path) -> None:
         load_items_by_id("arc_easy", [7], data_source=str(folder))
 
 
-def test_chance_and_fingerprint() -> None:
+def test_fingerprint() -> None:
     def item(doc_hash: str, n: int, task: str = "t") -> Item:
         return Item(task, 0, doc_hash, 0, ("c",), tuple(f" {k}" for k in range(n)))
 
     a, b = item("a", 2), item("b", 4)
-    assert chance([a, b]) == pytest.approx(0.375)
-    assert math.isnan(chance([]))
     prints = [data_fingerprint(x) for x in ([a, b], [b, a], [a], [], [a, item("b", 4, "u")])]
     assert len(set(prints)) == 5
     assert data_fingerprint([item("a", 3)]) == data_fingerprint([a])  # hash stands for the text
