@@ -104,7 +104,7 @@ class Page:
 
     @cached_property
     def runs(self) -> tuple[data.RunInfo, ...]:
-        with widgets.waiting("Reading run folders", *(() if self.spec.tells else (44, 53)), 560):
+        with widgets.waiting("Reading run folders", 560):
             return data.list_infos()
 
     @property

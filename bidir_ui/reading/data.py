@@ -213,7 +213,7 @@ _index: dict[str, tuple[tuple[int, ...], RunInfo]] = {}  # by folder: its stamp 
 _fresh: dict[str, Run] = {}  # by folder: those that the last listing read
 _turn = itertools.count()
 _lock = threading.Lock()
-MOST_CHECKED = 500
+MOST_CHECKED = 1000
 
 
 def list_infos() -> tuple[RunInfo, ...]:
