@@ -15,7 +15,7 @@ from bidir_core.analyse.study import CAUSAL
 from bidir_core.data import item_texts
 from bidir_core.report import html_page, paper_figures, report, sections, share
 from bidir_core.report.charts import Chart, charts
-from bidir_core.report.markdown import Table
+from bidir_core.report.markdown import Column, Table
 from bidir_core.report.sections import ALL_SECTIONS, FLIPS, FRONT
 from bidir_core.runs.layout import EVAL_DIRS, FINETUNE_DIRS
 from bidir_core.runs.run import Run
@@ -281,12 +281,10 @@ def _show(cached: CachedReport, key: str, cls: str) -> None:
 
 def report_table(table: Table, stem: str) -> html.Html:
     """A table of the report, whose files begin with ``stem``; a long one is folded."""
-    kinds = [column.kind for column in table.columns]
-    text_columns = [i for i, kind in enumerate(kinds) if kind in ("text", "code")]
-    rows = [
-        [_cell(text, kind) for text, kind in zip(row, kinds, strict=True)] for row in table.texts()
-    ]
-    head = [column.name for column in table.columns]
+    columns = table.columns
+    text_columns = [i for i, column in enumerate(columns) if column.is_text]
+    rows = [list(map(_cell, row, columns)) for row in table.texts()]
+    head = [column.title for column in columns]
     shown = widgets.table(head, rows, name=f"{stem}_{table.key}", left=text_columns)
     if len(rows) > html_page.FOLDED:
         label = f"Table, {len(rows)} rows"
@@ -294,11 +292,11 @@ def report_table(table: Table, stem: str) -> html.Html:
     return shown
 
 
-def _cell(text: str, kind: str) -> object:
-    if kind == "code":
+def _cell(text: str, column: Column) -> object:
+    if column.kind == "code":
         long = len(text) > html_page.LONG
         return html.el("span", text, cls="b-mono b-long" if long else "b-mono")
-    return text if kind == "text" else html_page.tied(text)
+    return text if column.is_text else html_page.tied(text)
 
 
 # --- files: each is made when it is asked for, and not before ------------------------------------

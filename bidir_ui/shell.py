@@ -12,6 +12,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import metadata, util
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from bidir_core.common.errors import UserError
 from bidir_core.runs.layout import STAGES, is_read_only, runs_roots
 from bidir_ui.kit import fmt, html, url, widgets
 from bidir_ui.reading import data, pair, scorecards
+from bidir_ui.reading.pair import Pair
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,7 +35,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class PageSpec:
     """One page of the app. ``writes``: it starts or changes something, so read-only hides it.
-    ``tells``: what it shows, for a first-time reader. ``opens_with``: what its link in the sidebar
+    ``tells``: what it shows, for a first-time reader; drawn below its title. ``opens_with``: what its link in the sidebar
     adds to the URL. ``from_a_list``: opened from a list; the sidebar names it only while it is open."""
 
     key: str
@@ -93,14 +95,37 @@ def in_session() -> bool:
 
 @dataclass(frozen=True)
 class Page:
-    """What the shell hands to a page: its spec, the runs there are, and the chosen pair.
+    """What the shell hands to a page: its spec and, read when first asked for, the runs there are and
+    the chosen pair.
 
     ``passed_over``: the pair of the Overview's answer, where Item needs more than it kept."""
 
     spec: PageSpec
-    runs: tuple[data.RunInfo, ...]
-    pair: pair.Pair
-    passed_over: tuple[data.RunInfo, data.RunInfo] | None = None
+
+    @cached_property
+    def runs(self) -> tuple[data.RunInfo, ...]:
+        with widgets.waiting("Reading run folders", 560):
+            return data.list_infos()
+
+    @property
+    def pair(self) -> Pair:
+        return self._chosen[0]
+
+    @property
+    def passed_over(self) -> tuple[data.RunInfo, data.RunInfo] | None:
+        return self._chosen[1]
+
+    @cached_property
+    def _chosen(self) -> tuple[Pair, tuple[data.RunInfo, data.RunInfo] | None]:
+        leading = passed_over = None
+        if self.spec.key in ABOUT_A_PAIR and not (url.get("a") or url.get("b")):
+            leading = scorecards.leading_pair(self.runs)
+        if self.spec.key == "item" and leading and any(run.compact for run in leading):
+            leading, passed_over = None, leading
+        chosen = pair.choose(self.runs, leading)
+        if any(run is None or run.compact for run in (chosen.a, chosen.b)):
+            passed_over = None
+        return chosen, passed_over
 
 
 def start(key: str) -> Page:
@@ -118,25 +143,20 @@ def start(key: str) -> Page:
             "This is a read-only view: runs can be read and shared, not started or changed.",
         )
         st.stop()
-    with widgets.waiting("Reading run folders", 44, 53, 560):
-        runs = data.list_infos()
-    leading = passed_over = None
-    if key in ABOUT_A_PAIR and not (url.get("a") or url.get("b")):
-        leading = scorecards.leading_pair(runs)
-    if key == "item" and leading is not None and any(run.compact for run in leading):
-        leading, passed_over = None, leading
-    chosen = pair.choose(runs, leading)
-    if any(run is None or run.compact for run in (chosen.a, chosen.b)):
-        passed_over = None
+    if spec.tells:
+        st.title(spec.title, anchor=False)
+        widgets.note(spec.tells)
+    page = Page(spec)
+    chosen = page.pair if key in ABOUT_A_PAIR else None
     with st.sidebar:
-        if key in ABOUT_A_PAIR:
-            pair.selectors(runs, chosen)
+        if chosen is not None:
+            pair.selectors(page.runs, chosen)
         elif key in WITH_A_MEASURE:
             pair.measure()
         button()
         if is_read_only():
             widgets.note("Read-only view")
-    return Page(spec, runs, chosen, passed_over)
+    return page
 
 
 def _navigation(current: str) -> None:
@@ -159,12 +179,6 @@ def _navigation(current: str) -> None:
                 icon=f":material/{spec.icon}:",
                 query_params=url.params(**spec.opens_with),
             )
-
-
-def title(page: Page) -> None:
-    """A page's heading, and what it shows."""
-    st.title(page.spec.title, anchor=False)
-    widgets.note(page.spec.tells)
 
 
 def path(key: str) -> str:

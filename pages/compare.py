@@ -11,7 +11,6 @@ from bidir_ui.reading import analysis, pair
 
 page = shell.start("compare")
 
-shell.title(page)
 with shell.guard():
     pair.line(page.pair)
     a, b, metric = shell.chosen_pair(page)

@@ -10,7 +10,6 @@ from bidir_ui.reading import analysis, filters, pair
 
 page = shell.start("flips")
 
-shell.title(page)
 with shell.guard():
     pair.line(page.pair)
     a, b, metric = shell.chosen_pair(page)

@@ -9,7 +9,6 @@ from bidir_ui.reading import scorecards
 
 page = shell.start("lab")
 
-shell.title(page)
 with shell.guard():
     leading = "" if url.get("sweep") else scorecards.leading_sweep(page.runs)
     orders = lab_orders.order_sets(page.runs)

@@ -10,10 +10,9 @@ from bidir_ui.launch import ask, jobs_view, review, view
 
 page = shell.start("launch")
 
-shell.title(page)
 place = None
 with shell.guard():
-    form = view.form(page.runs)
+    form = view.form(page)
     known = jobs.list_jobs()
     estimate = review.estimated(form, page.runs, known)
     if form.config is None or estimate is None:

@@ -6,10 +6,9 @@ from bidir_ui import playground_view, shell
 
 page = shell.start("playground")
 
-shell.title(page)
 with shell.guard():
+    request = playground_view.settings()  # it waits for no run folders
     worker = playground_view.model_bar(page.runs)
-    request = playground_view.settings()
     if worker.state == "ready" and request is not None:
         st.button(
             "Generate",

@@ -12,7 +12,6 @@ from bidir_ui.reading import data, pair
 
 page = shell.start("runs")
 
-shell.title(page)
 with shell.guard():
     pair.line(page.pair)
     if page.pair.unknown or not page.runs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -14,6 +15,8 @@ from bidir_core.analyse.stats import Retention, retention, why_not_above
 from bidir_core.analyse.study import CAUSAL, Arm, Cell, Study
 from bidir_core.analyse.verdict import Judgement, Verdict, judge, phrase
 from bidir_core.common.errors import UserError
+from bidir_core.common.formatting import task_title
+from bidir_core.runs.layout import TRAININGS
 from bidir_core.runs.run import Run, row_accuracy
 
 
@@ -116,6 +119,29 @@ def cell_title(study: Study, cell: Cell) -> str:
     if arm.code == "3C" or regime == CAUSAL:
         return f"{arm.title}, {regime}"
     return f"stage 4 from {arm.title}" + (f", {regime}" if dials else "")
+
+
+_TRAINED = re.compile(
+    r"\b(stage 4 from |fine-tune )?(3A|3B|3C|distil)\b(?: \((?:leaky)?([^)]*)\))?"
+)
+
+
+def in_words(name: str) -> str:
+    """A task, an arm or a cell as people call it: ``ARC-Easy``, ``repair fine-tune (3B)``."""
+
+    def trained(found: re.Match[str]) -> str:
+        told, code, variant = found.groups()
+        training = "training of the " if told == "fine-tune " else ""
+        code, plain = CODES_IN_WORDS[code]
+        more = ", ".join(filter(None, (code, variant)))
+        return f"{training}{plain}" + (f" ({more})" if more else "")
+
+    return _TRAINED.sub(trained, task_title(name))
+
+
+CODES_IN_WORDS = {code: (code, TRAININGS[code].plain) for code in ("3A", "3B", "3C")} | {
+    "distil": ("", TRAININGS["distill"].plain)
+}
 
 
 def _pairs_of_runs(study: Study, a: Cell, b: Cell) -> tuple[list[tuple[Run, Run]], list[str]]:

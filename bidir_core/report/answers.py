@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from bidir_core.analyse import stats
-from bidir_core.analyse.contrasts import Contrast, level
+from bidir_core.analyse.contrasts import Contrast, in_words, level
 from bidir_core.analyse.judgement import Findings, Repair
 from bidir_core.analyse.pairing import repeats
 from bidir_core.analyse.stats import Retention
@@ -330,7 +330,7 @@ def _undecided(numbers: Findings) -> Iterator[str]:
             yield f"By task, the verdict above is undecided on {', '.join(tasks)}."
     undecided = [c for c in numbers.contrasts(leaky=False) if c.verdict == "undecided"]
     for contrast in undecided[:OPEN]:
-        yield f"{capital(contrast.title)}: {difference(contrast)}; {contrast.words}."
+        yield f"{capital(in_words(contrast.title))}: {difference(contrast)}; {contrast.words}."
     if len(undecided) > OPEN:
         yield f"{len(undecided) - OPEN} more: see *Differences With Their Uncertainty*."
     missing = list(_not_run(numbers))

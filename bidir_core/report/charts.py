@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from markupsafe import Markup
 
-from bidir_core.analyse.contrasts import Contrast, cell_title, level
+from bidir_core.analyse.contrasts import Contrast, cell_title, in_words, level
 from bidir_core.analyse.judgement import Findings
 from bidir_core.analyse.study import CAUSAL, NAMES, ordered_cells
 from bidir_core.analyse.verdict import Judgement, ends_text
@@ -60,7 +60,8 @@ def _forest(contrast: Contrast | None) -> list[Markup]:
         reference=0.0,
         axis="Difference in accuracy, points, with 95 % intervals; 0: no difference",
     )
-    return [_figure(f"{contrast.b[:1].upper()}{contrast.b[1:]} minus {contrast.a}, by task", chart)]
+    title = in_words(contrast.title)
+    return [_figure(f"{title[:1].upper()}{title[1:]}, by task", chart)]
 
 
 def verdict_row(label: str, delta: float, judged: Judgement, total: bool = False) -> Row:
@@ -95,7 +96,7 @@ def _ladder(numbers: Findings) -> list[Markup]:
             text += f", {100 * kept.value:.0f} % kept"
         ahead = parse_regime(cell[1]).bidirectional
         look: Look = "leaky" if cell[0].leaky else "ahead" if ahead else "causal"
-        row = Row(cell_title(study, cell), text, accuracy.value, look=look)
+        row = Row(in_words(cell_title(study, cell)), text, accuracy.value, look=look)
         if (ends := accuracy.interval) is not None:
             row = row._replace(low=ends.low, high=ends.high)
         rows.append(row)

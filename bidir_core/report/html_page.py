@@ -19,7 +19,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from bidir_core.analyse.contrasts import cell_title
+from bidir_core.analyse.contrasts import cell_title, in_words
 from bidir_core.analyse.flips import flips_of
 from bidir_core.analyse.pairing import Metric, PairedItems, pair, repeats
 from bidir_core.analyse.study import CAUSAL, Cell, Study
@@ -269,7 +269,8 @@ def flip_tables(study: Study, metric: Metric, *, top: int = TOP) -> list[FlipTab
             continue
         try:
             pairs = pair(runs[0], runs[1], metric)
-            flips.append(flip_table(cell_title(study, a), cell_title(study, b), pairs, top))
+            name_a, name_b = in_words(cell_title(study, a)), in_words(cell_title(study, b))
+            flips.append(flip_table(name_a, name_b, pairs, top))
         except UserError:
             continue  # the section on differences says why they do not pair
     return flips

@@ -14,12 +14,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from bidir_core.analyse.contrasts import in_words
 from bidir_core.analyse.verdict import ends_text, estimate_text, retention_text
 from bidir_core.common import formatting
 
 Kind = Literal[
     "text",
     "code",
+    "name",
     "count",
     "acc",
     "points",
@@ -54,11 +56,21 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Column:
-    """``kind`` decides how a value prints; a None prints as ``absent``."""
+    """``kind`` decides how a value prints; a None prints as ``absent``.
+
+    A ``name`` (of a task, an arm or a cell) and the column's own print in words; a CSV keeps them."""
 
     name: str
     kind: Kind = "text"
     absent: str = ""
+
+    @property
+    def title(self) -> str:
+        return in_words(self.name)
+
+    @property
+    def is_text(self) -> bool:
+        return self.kind in ("text", "code", "name")
 
 
 # A column's name and kind, a value in it and, if it is not empty, what a None prints as.
@@ -96,10 +108,8 @@ class Table:
 
     def markdown(self) -> str:
         lines = [
-            "| " + " | ".join(escape(column.name) for column in self.columns) + " |",
-            "|"
-            + "|".join("---" if c.kind in ("text", "code") else "---:" for c in self.columns)
-            + "|",
+            "| " + " | ".join(escape(column.title) for column in self.columns) + " |",
+            "|" + "|".join("---" if column.is_text else "---:" for column in self.columns) + "|",
         ]
         for row in self.rows:
             cells = [_shown(value, column) for value, column in zip(row, self.columns, strict=True)]
@@ -168,9 +178,10 @@ def cell_text(value: Any, column: Column) -> str:
     if value is None:
         return column.absent
     kind = column.kind
-    if isinstance(value, str) or kind in ("text", "code"):
+    if isinstance(value, str) or column.is_text:
         # Also a word in a number's place, such as "not run".
-        return formatting.visible(" ".join(str(value).split()))
+        text = in_words(str(value)) if kind == "name" else str(value)
+        return formatting.visible(" ".join(text.split()))
     if kind == "interval":
         return ends_text(value.low, value.high)
     if kind == "spread":
@@ -195,4 +206,4 @@ def _shown(value: Any, column: Column) -> str:
         return text
     if column.kind == "code":
         return code(text)
-    return escape(text) if isinstance(value, str) or column.kind == "text" else text
+    return escape(text) if isinstance(value, str) or column.is_text else text

@@ -419,14 +419,14 @@ def tabular(table: Table) -> str:
     cells = table.texts()
     specs, writers = [], []
     for column, texts in zip(table.columns, zip(*cells, strict=True), strict=True):
-        writers.append({"code": code, "text": escape}.get(column.kind, number))
+        writers.append(code if column.kind == "code" else escape if column.is_text else number)
         if writers[-1] is number:
             specs.append("r")
         elif max(map(len, texts)) > LONG_CELL:
             specs.append(r">{\raggedright\arraybackslash}p{5cm}")
         else:
             specs.append("l")
-    header = " & ".join(escape(column.name) for column in table.columns) + r" \\"
+    header = " & ".join(escape(column.title) for column in table.columns) + r" \\"
     lines = [
         " & ".join(write(text) if text else "" for write, text in zip(writers, row)) + r" \\"
         for row in cells

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from bidir_core.analyse import stats
+from bidir_core.analyse.contrasts import in_words
 from bidir_core.analyse.judgement import Findings
 from bidir_core.analyse.pairing import repeats
 from bidir_core.analyse.study import CAUSAL, Study, main_regime, ordered_cells
@@ -40,7 +41,7 @@ def _scope(numbers: Findings) -> Sequence[Part]:
     errors = sum((each.metrics or {}).get("n_errors") or 0 for each in numbers.study.all_runs)
     lines = [
         f"Base model: {code(numbers.study.model)}",
-        f"Eval tasks: {', '.join(code(task) for task in run.tasks)}",
+        f"Eval tasks: {', '.join(escape(in_words(task)) for task in run.tasks)}",
         f"Split: {code(settings.get('split', 'validation'))}; fold: "
         f"{code(settings.get('fold', 'all'))}",
         f"Items: {escape(how_many)}; n = {formatting.count(metrics.get('n_items') or 0)} in all; "
@@ -145,7 +146,7 @@ def _differences(numbers: Findings) -> Sequence[Part]:
     if not contrasts:
         return []
     notes = [
-        f"{escape(contrast.title)}: {escape(note)}"
+        f"{escape(in_words(contrast.title))}: {escape(note)}"
         for contrast in contrasts
         for note in contrast.notes
     ]

@@ -35,7 +35,7 @@ def recipe_table(study: Study) -> Table:
         dropped = data.get("n_dropped_contaminated")
         rows.append(
             [
-                ("Arm", "text", arm.title),
+                ("Arm", "name", arm.title),
                 ("Seeds", "text", ", ".join(map(str, by_seed))),
                 ("Trained under", "code", arm.regime),
                 ("Method", "text", settings.get("method")),
@@ -70,7 +70,7 @@ def curve_table(finetunes: Mapping[Arm, Mapping[int, Run]]) -> Table:
             spread = Interval(min(accs), max(accs)) if len(accs) > 1 else None
             rows.append(
                 [
-                    ("Arm", "text", arm.title),
+                    ("Arm", "name", arm.title),
                     ("Step", "count", step),
                     ("Tokens", "count", int(mean([line.get("tokens", 0) for line, _ in seeds]))),
                     ("Seconds", "number", mean([line.get("seconds", 0.0) for line, _ in seeds])),
@@ -89,7 +89,7 @@ def cost_table(study: Study) -> Table:
     """What each run took; the last line is the sum."""
     columns = [
         Column("Run", "code"),
-        Column("What"),
+        Column("What", "name"),
         Column("Device"),
         Column("Seconds", "number", "-"),
         Column("Computed tokens", "count", "-"),
@@ -124,7 +124,7 @@ def artifact_table(study: Study) -> Table:
         probe = "not recorded" if passed is None else "passed" if passed else "FAILED"
         rows.append(
             [
-                ("What", "text", label),
+                ("What", "name", label),
                 ("Seed", "text", None if seed is None else str(seed)),
                 ("Run", "code", run.id),
                 ("Items", "count", (run.metrics or {}).get("n_items"), "-"),
@@ -194,7 +194,7 @@ def macro_table(study: Study, against_base: Mapping[Cell, Contrast]) -> Table:
         ratio = contrast.ratio if contrast else None
         rows.append(
             [
-                ("Stage", "text", cell_title(study, (arm, regime))),
+                ("Stage", "name", cell_title(study, (arm, regime))),
                 ("Condition", "text", _condition(arm, regime)),
                 ("Regime", "code", regime),
                 ("n", "count", acc.n if acc else None),
@@ -238,7 +238,7 @@ def per_task_table(
     study: Study, metric: Metric, cells: Sequence[Cell], contrasts: Sequence[Contrast]
 ) -> Table:
     """Accuracy per task in these cells (mean over seeds), then the contrasts' deltas."""
-    columns = [Column("Task", "code"), Column("n", "count", "-"), Column("Chance", "acc", "-")]
+    columns = [Column("Task", "name"), Column("n", "count", "-"), Column("Chance", "acc", "-")]
     columns += [Column(cell_title(study, cell), "acc", "-") for cell in cells]
     for contrast in contrasts:
         kind: Kind = "estimate" if contrast.basis == "paired" else "points"
@@ -259,7 +259,7 @@ def per_task_table(
 def all_cells_table(study: Study, metric: Metric) -> Table:
     """Accuracy per task of every cell, one line each (means over seeds)."""
     tasks = study.some_run.tasks
-    columns = [Column("Stage"), *(Column(task, "acc", "-") for task in tasks)]
+    columns = [Column("Stage", "name"), *(Column(task, "acc", "-") for task in tasks)]
     table = Table("per_task_all", columns)
     for cell in ordered_cells(study):
         accuracies = [_cell_accuracy(study, cell, task, metric) for task in tasks]
@@ -290,7 +290,7 @@ def two_by_two_table(study: Study, metric: Metric) -> Table:
             causal_ends = causal and causal.interval
             rows.append(
                 [
-                    ("Arm", "text", arm.title),
+                    ("Arm", "name", arm.title),
                     ("Regime", "code", regime),
                     ("Under the regime", "acc", under.value if under else None, NOT_RUN),
                     ("95 % CI", "spread", under and under.interval, "-"),
@@ -314,7 +314,7 @@ def contrast_table(contrasts: Sequence[Contrast]) -> Table:
         title = contrast.title + (" (LEAKY)" if contrast.leaky else "")
         rows.append(
             [
-                ("Contrast", "text", title),
+                ("Contrast", "name", title),
                 ("n", "count", contrast.n, "-"),
                 ("Seeds", "count", max(1, contrast.n_seeds)),
                 ("From", "acc", contrast.acc_a),
@@ -340,8 +340,8 @@ def test_table(contrasts: Sequence[Contrast]) -> Table:
                 churn = (task.judgement.broken + task.judgement.fixed) / task.n
             rows.append(
                 [
-                    ("Contrast", "text", contrast.title),
-                    ("Task", "code", task.task),
+                    ("Contrast", "name", contrast.title),
+                    ("Task", "name", task.task),
                     ("n", "count", task.n, "-"),
                     ("Difference (points)", "points", task.delta),
                     ("95 % CI (points)", "interval", task.interval, "-"),
@@ -360,10 +360,10 @@ def interaction_table(numbers: Findings) -> Table:
     """(arm - control under the regime) - (arm - control, causal), macro and by task."""
     study = numbers.study
     columns = [
-        Column("Arm"),
-        Column("Control"),
+        Column("Arm", "name"),
+        Column("Control", "name"),
         Column("Regime", "code"),
-        Column("Task"),
+        Column("Task", "name"),
         Column("n", "count", "-"),
         Column("Interaction (points)", "points", NOT_RUN),
         Column("95 % CI (points)", "interval", "-"),

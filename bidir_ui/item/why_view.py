@@ -99,7 +99,7 @@ def _find(
             continue
         if (info.model, info.checkpoint, info.regime) != wanted:
             continue
-        settings = Run(info.path).settings
+        settings = _settings(info)
         same = (name_of(str(settings.get("task"))), settings.get("doc_id"), settings.get("metric"))
         if same != (record["task"], record["doc_id"], metric):
             continue
@@ -110,6 +110,11 @@ def _find(
         if result.get("n_prefix") in (record["n_prefix_tokens"] or [result.get("n_prefix")]):
             return info, result
     return None
+
+
+@st.cache_data(max_entries=512, show_spinner=False, hash_funcs=BY_CHANGE)
+def _settings(info: RunInfo) -> dict[str, Any]:
+    return Run(info.path).settings
 
 
 @st.cache_data(max_entries=32, show_spinner=False, hash_funcs=BY_CHANGE)

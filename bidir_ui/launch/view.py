@@ -13,7 +13,7 @@ from bidir_core.jobs.pipeline_config import PUBLISHED, from_preset
 from bidir_ui.kit import url, widgets
 from bidir_ui.launch.fields import field
 from bidir_ui.launch.form import GROUPS, PRESETS, SMALL, Draft, Form
-from bidir_ui.reading.data import RunInfo
+from bidir_ui.shell import Page
 
 SIZES = {"quick": "Quick", PUBLISHED: "As published"}
 
@@ -57,12 +57,13 @@ def choose() -> str:
     return known
 
 
-def form(runs: tuple[RunInfo, ...]) -> Form:
+def form(page: Page) -> Form:
     """Draw the settings of the chosen stage and check them."""
     small = kind_of(queue_device(["--device", url.get("f.device") or "auto"])) == "cpu"
     draft = Draft(choose(), small=small)
     preset = draft.preset
     widgets.note(preset.what)
+    runs = page.runs  # what stands above waits for no run folders
     defaults: dict[str, Any] = dict(draft.begins)
     if preset.command == "pipeline":
         draft = Draft(draft.key, _size("quick" if small else PUBLISHED))

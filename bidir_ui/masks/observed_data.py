@@ -89,7 +89,7 @@ class Observed:
         return f"{', '.join(others)} and {last}" if others else last
 
 
-@st.cache_data(max_entries=256, show_spinner=False, hash_funcs=BY_CHANGE)
+@st.cache_resource(max_entries=256, show_spinner=False, hash_funcs=BY_CHANGE)  # not copied
 def _checked(info: RunInfo) -> tuple[dict[str, Any], dict[str, Any]]:
     run = data.run_of(info)
     metrics = run.metrics or {}

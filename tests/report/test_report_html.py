@@ -127,7 +127,7 @@ def test_charts_are_whole_and_drawn_from_the_tables(study, parsed):
     assert parsed.texts["figcaption"] == [
         "Stage 2 minus stage 1, by task",
         "Every stage against stage 1",
-        "Stage 4 from 3B minus stage 1, by task",
+        "Repair fine-tune (3B) minus stage 1, by task",
         "Recovery while training",
     ]
     named = list(zip([a.get("class") for a in parsed.named("span")], parsed.texts["span"]))

@@ -162,7 +162,7 @@ def test_a_page_in_each_state(root, key, state):
         assert "not found" not in text
 
 
-@pytest.mark.parametrize("key", ["overview", "masks"])
+@pytest.mark.parametrize("key", ["overview", "lab"])
 def test_loading_says_so(root, key, monkeypatch):
     """While the run folders are read, which can take seconds on a network disk, and no longer."""
     seen: list[str] = []
