@@ -22,7 +22,7 @@ from tests.e2e.driving import go, idle
 from tests.e2e.server import IDLE, serve
 from tests.factory import until, write_lines
 
-N_ITEMS = 1000
+N_ITEMS = 300
 PRETENDED = Path(__file__).parents[1] / "pretended"
 
 
