@@ -24,9 +24,10 @@ from tests.e2e.server import IDLE, serve
 pytest.importorskip("playwright")
 
 
-@pytest.mark.parametrize("page", ["", "flips", "item", "launch"])
+@pytest.mark.parametrize("page", ["item", "launch"])
 def test_a_deep_link_is_the_first_request_of_a_fresh_server(page, runs, runs_root, nursery, tab):
-    """Read-only, so that the gate is tried before any other page has run."""
+    """Read-only, so that the gate is tried before any other page has run. The Overview and the Lab
+    are first requests of servers of their own below and in test_lab."""
     with serve(runs_root, nursery, BIDIR_READ_ONLY="1") as fresh:
         closed = page in WRITING
         go(tab, fresh.url(page, **chosen(runs)), HEADINGS[page])
@@ -219,13 +220,9 @@ def test_downloaded_records_are_the_ones_on_disk(server, runs, tab):
 
 
 def test_an_address_made_by_clicking_shows_the_same_to_a_stranger(server, runs, browser, tab):
-    """What is seen is in the address: pair, switch, filter, mask, form."""
+    """What is seen is in the address: pair, filter, mask, form. The Overview's switch: test_app_pages."""
     stranger = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
     pair = {"a": runs["stage1"].id, "b": runs["sink"].id}
-
-    def switch(page):
-        page.get_by_text("First 500 of each task", exact=True).click()
-        page.wait_for_function("new URL(location).searchParams.get('items') == '500'")
 
     def flip(page):
         page.get_by_role("button", name=re.compile("fixed")).click()
@@ -242,12 +239,11 @@ def test_an_address_made_by_clicking_shows_the_same_to_a_stranger(server, runs, 
 
     whole, line = "[data-testid=stMain]", "[data-testid=stCode]"  # Launch also says free memory
     for name, act, what in (
-        ("", switch, whole),
         ("flips", flip, whole),
         ("masks", mask, whole),
         ("launch", form, line),
     ):
-        open_it = visit if name else go
+        open_it = go if name == "flips" else visit
         open_it(tab, server.url(name, **pair), HEADINGS[name])
         act(tab.page)
         idle(tab)

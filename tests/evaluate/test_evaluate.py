@@ -260,7 +260,7 @@ def test_a_failed_probe_stops_the_run(tiny_folder, own_items, runs_dir, monkeypa
 PROMPTS = ["context none", "context shuffled", "bos add", "num-fewshot 2", "repeat-prompt 3"]
 
 
-@pytest.mark.parametrize("more", [*PROMPTS, "fold explore", "sample random --limit 7", "compact"])
+@pytest.mark.parametrize("more", [*PROMPTS, "fold explore --sample random --limit 30", "compact"])
 def test_every_condition_makes_a_complete_run(tiny_folder, own_items, runs_dir, more):
     assert run_cli(*eval_words(tiny_folder, own_items, *f"--{more}".split())) == 0
     run = only_run(runs_dir, "stage1_vanilla_eval")

@@ -41,11 +41,13 @@ def computed_again(loaded, ids, n_prefix, regime, cache):
     return output.logits[0, -1].float()
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(
-    "regime", ["causal", "causal:hide=0", "bidirectional", "bidirectional:sink=1,layers=1-"]
-)
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "mistral3"])
+REGIMES = ("causal", "causal:hide=0", "bidirectional", "bidirectional:sink=1,layers=1-")
+# A way of drawing sees nothing but the logits: one family tells.
+GRID = [("llama", regime, way) for regime in REGIMES for way in WAYS]
+GRID += [(x, regime, "greedy") for x in ("gemma3", "gpt2", "mistral3") for regime in REGIMES]
+
+
+@pytest.mark.parametrize(("family", "regime", "way"), GRID)
 def test_decoding_with_a_cache_equals_computing_everything_again(family, regime, way, monkeypatch):
     loaded = unending(family)
     ids = encode_prompt(loaded, PROMPT).ids

@@ -38,9 +38,10 @@ def failed(report: Any) -> set[str]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_honest_model_passes(family: str) -> None:
-    """Every regime where layers are alike and where they are not; elsewhere all dials at once."""
+    """Every regime where layers are alike and where they are not; elsewhere all dials at once, and
+    without any in jobs/test_doctor.py."""
     loaded = tiny_loaded(family)
-    for regime in REGIMES if family in ("llama", "gemma3") else FEW:
+    for regime in REGIMES if family in ("llama", "gemma3") else REGIMES[-1:]:
         report = run_probe(loaded, regime)
         assert report.passed, report.failures
         assert {check.name for check in report.checks} == set(CHECKS)

@@ -305,13 +305,8 @@ def test_arrays_that_unpack_to_too_much_or_run_code_are_refused(tmp_path, monkey
 FILES = (*JSON_FILES, "items.parquet", "items.jsonl", "curve.jsonl", "log.txt", ".lock")
 
 
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("what", ["pipe", "device", "folder", "loop", "socket"])
-def test_what_is_not_a_plain_file_is_not_waited_for(tmp_path, name, what):
-    state = "done" if name == "items.parquet" else "lost"
-    run = make_run(tmp_path, n_items=5, tasks=["piqa"], state=state)
-    path = run.path / name
-    path.unlink(missing_ok=True)
+def put(what: str, path: Path, spare: Path) -> None:
+    """In the place of a file."""
     if what == "pipe":
         os.mkfifo(path)
     elif what == "device":
@@ -319,18 +314,28 @@ def test_what_is_not_a_plain_file_is_not_waited_for(tmp_path, name, what):
     elif what == "folder":
         path.mkdir()
     elif what == "loop":
-        path.symlink_to(name)
+        path.symlink_to(path.name)
     else:
-        short = tmp_path / "s"
-        socket.socket(socket.AF_UNIX).bind(str(short))
-        short.rename(path)
-    now = Run(run.path)
-    read_all(now)
-    if name in (*JSON_FILES, "items.parquet"):
-        assert now.state == "corrupt"
-    elif name == "items.jsonl":
-        with pytest.raises(UserError, match="cannot be read"):
-            now.items()
+        socket.socket(socket.AF_UNIX).bind(str(spare))  # its path has to be short
+        spare.rename(path)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_not_a_plain_file_is_not_waited_for(tmp_path, name):
+    state = "done" if name == "items.parquet" else "lost"
+    run = make_run(tmp_path, n_items=5, tasks=["piqa"], state=state)
+    path = run.path / name
+    path.unlink(missing_ok=True)
+    for what in ("pipe", "device", "folder", "loop", "socket"):
+        put(what, path, tmp_path / "s")
+        now = Run(run.path)
+        read_all(now)
+        if name in (*JSON_FILES, "items.parquet"):
+            assert now.state == "corrupt", what
+        elif name == "items.jsonl":
+            with pytest.raises(UserError, match="cannot be read"):
+                now.items()
+        path.rmdir() if what == "folder" else path.unlink()
 
 
 def test_lines_that_are_no_records_are_told_not_cut_off(tmp_path):

@@ -3,13 +3,11 @@
 import io
 import json
 import os
-import re
 import threading
 import time
 
 import pytest
 
-from bidir_core.common.errors import UserError
 from bidir_core.common.files import write_json
 from bidir_core.common.progress import time_limit
 from bidir_core.jobs.playground_server import MAX_WAITING, Inbox
@@ -67,22 +65,11 @@ def test_writing_again_removes_what_was_left_long_ago(copy, tmp_path):
     assert young.exists()
 
 
-def test_a_pattern_and_a_template_that_never_end_are_given_up():
-    with pytest.raises(UserError, match="the pattern took longer"), time_limit(0.2, "the pattern"):
-        re.fullmatch(r"(a+)+b", "a" * 60)
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    endless = ImmutableSandboxedEnvironment().from_string(
-        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-    )
-    with (
-        pytest.raises(UserError, match="the template took longer"),
-        time_limit(0.2, "the template"),
-    ):
-        endless.render()
-    with time_limit(0.2, "nothing"):
+def test_no_alarm_is_left_behind():
+    """What is given up: a pattern in models/test_adapters.py, a template in data/test_chat.py."""
+    with time_limit(0.05, "nothing"):
         pass
-    time.sleep(0.3)  # no alarm is left behind
+    time.sleep(0.1)
 
 
 def test_the_playground_refuses_what_it_cannot_keep():

@@ -73,13 +73,6 @@ def test_pages_pair_two_imports(both, page):
         assert "tokens not recorded" in text
 
 
-def test_a_pair_that_does_not_fit_says_why(both, root):
-    theirs, _ = both
-    fewer = make_run(root, STAGE2, n_items=60, regime="bidirectional", config={"num_fewshot": 5})
-    text = words(open_pair("pages/compare.py", theirs, fewer))
-    assert "shows '0' solved examples before each item, the other '5'" in text
-
-
 def test_it_is_no_default_and_not_in_the_scorecard(both, root):
     theirs, candidate = both
     ours = make_run(root, n_items=60, accuracy=0.7)

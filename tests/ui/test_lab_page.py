@@ -171,7 +171,6 @@ def test_a_partial_sweep_shows_what_is_there(root) -> None:
 
 def test_unknown_and_broken_ones_are_said_to_be(root) -> None:
     sweep = make_sweep(root, FEW[:1], n_items=60)
-    assert "Sweep not found" in words(open_page(PAGE, sweep="lab/none"))
     assert "Point not found" in words(open_page(PAGE, sweep=sweep.id, point="none"))
     (sweep.path / "metrics.json").write_text('{"points": [{"slug": 3}]}')
     app = open_page(PAGE, sweep=sweep.id)

@@ -59,7 +59,6 @@ def labels(app) -> list[str]:
 
 
 def test_empty_says_what_to_do(root):
-    assert "No runs yet" in words(opened())
     make_run(root, n_items=20, state="failed")
     text = words(opened())
     assert "No finished evaluation yet" in text
@@ -292,6 +291,3 @@ def test_the_paper_of_other_runs_is_not_offered(two, monkeypatch):
 
 def contents(folder: Path) -> dict[str, float]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
-
-
-# --- hostile, and the files --------------------------------------------------------------------
