@@ -28,6 +28,7 @@ from bidir_core.common.settings import flag_of, parse_value, settings_of
 from bidir_core.common.version import __version__
 
 OK, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 1, 130
+GO_ON = "go on with --resume RUN where the command has it, else with the same line"
 # Trouble with a disk or a path; any other OSError is a bug and keeps its traceback.
 DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG}
 
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {visible(error)}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print("interrupted; go on with --resume or the same line", file=sys.stderr)
+        print(f"interrupted; {GO_ON}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `... | head` closed our output
         sys.stderr.close()
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = f": {visible(error.filename)[:200]}" if error.filename else ""
         remedy = ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            remedy = "; free some room and go on with --resume or the same line"
+            remedy = f"; free some room and {GO_ON}"
         print(f"error: {error.strerror}{path}{remedy}", file=sys.stderr)
         return BAD_INPUT if error.errno == errno.ENAMETOOLONG else FAILED
 

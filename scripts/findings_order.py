@@ -43,8 +43,8 @@ ARMS = {  # of a run's name, and the words for it
     "3B-opened-opened": "3B trained with `layers=A-`, `layers=A-`",
 }
 SHOWN = (
-    *("bidirectional", "sink1", "opened", "twice", "3C-causal"),
-    *("3B-opened-causal", "3B-opened-opened"),
+    *("bidirectional", "sink1", "opened", "from16", "twice"),
+    *("3B-bidirectional", "3B-opened-opened"),
 )
 AGAINST = (
     ("opened", "twice"),
