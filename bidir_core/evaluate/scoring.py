@@ -244,15 +244,11 @@ class Scorer:
 
         return finish
 
+    @torch.inference_mode()
     def _token_ll(self, batch: Collated) -> torch.Tensor:
         """On the device, maybe still being computed: float32 ``[n_scored]``."""
-        spans, time = batch.layout.spans, batch.layout.shape[1]
-        longest = max((end - start for start, end in spans), default=0) if spans else time
-        with torch.inference_mode(), without_plans(self.device, longest):
-            return self._computed(batch)
-
-    def _computed(self, batch: Collated) -> torch.Tensor:
         layout = batch.layout.to(self.device)
+        longest = max((end - start for start, end in layout.spans or ()), default=layout.shape[1])
         ids, head, source, target = (
             send(tensor, self.device)
             for tensor in (batch.ids, batch.head, batch.source, batch.target)
@@ -264,7 +260,8 @@ class Scorer:
             if patch
             else self.handle.use(self.regime, layout)
         )
-        with attending, gather_before_head(self.model, head):
+        plans = without_plans(self.device, longest)
+        with plans, attending, gather_before_head(self.model, head):
             logits = self.model(
                 input_ids=ids, position_ids=layout.position, use_cache=False
             ).logits[0]
