@@ -211,8 +211,8 @@ def scores(info: RunInfo) -> None:
         total = _score("Macro mean", info.n_items, macro.get("acc"), mean, macro.get("acc_norm"))
         rows.append(total)
     if rows:
-        widgets.heading("Scores")
-        head = ("Task", "n", "acc", "95 % low", "95 % high", "acc_norm", "chance")
+        widgets.heading("Scores, %")
+        head = ("Task", "n", "acc", *map(fmt.tie, ("95 % low", "95 % high")), "acc_norm", "chance")
         name = f"scores_{info.id}"
         html.show(widgets.table(head, rows, name=name, total=len(rows) > 1))
 
@@ -227,7 +227,8 @@ def _score(
 ) -> tuple[str, ...]:
     """A row of the scores: n, accuracy with its interval's ends, acc_norm and chance."""
     low, high = (interval.low, interval.high) if interval else (None, None)
-    return (name, fmt.count(n), *map(fmt.percent, (acc, low, high, acc_norm, chance)))
+    shares = (acc, low, high, acc_norm, chance)
+    return (name, fmt.count(n), *(fmt.percent(share).removesuffix(" %") for share in shares))
 
 
 def _curves(info: RunInfo) -> None:

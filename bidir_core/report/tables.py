@@ -9,6 +9,7 @@ from bidir_core.analyse.contrasts import (
     BASES,
     Contrast,
     cell_title,
+    in_words,
     items_of,
     level,
     mean,
@@ -224,7 +225,8 @@ def seeds_note(study: Study, against_base: Mapping[tuple[Arm, str], Contrast]) -
     for cell in ordered_cells(study):
         contrast, of = against_base.get(cell), len(study.runs(*cell))
         if contrast is not None and contrast.n_seeds < of:
-            fewer.setdefault(items_of(contrast.n_seeds, of), []).append(cell_title(study, cell))
+            name = in_words(cell_title(study, cell))
+            fewer.setdefault(items_of(contrast.n_seeds, of), []).append(name)
     if not fewer:
         return None
     rows = "; ".join(f"{coverage} ({', '.join(cells)})" for coverage, cells in fewer.items())

@@ -89,9 +89,9 @@ def task_table(result: core.Comparison, a: RunInfo, b: RunInfo) -> None:
         "n": number("n", format="localized", width=60),
         "acc_baseline": number("Baseline, %", format="%.1f", width=88),
         "acc_candidate": number("Candidate, %", format="%.1f", width=96),
-        "difference": number("Difference", format="%+.1f", width=82, help="In points"),
-        "low": number("Low", format="%+.1f", width=58, help=INTERVAL),
-        "high": number("High", format="%+.1f", width=58, help=INTERVAL),
+        "difference": number("Difference", width=82, help="In points"),
+        "low": number("Low", width=58, help=INTERVAL),
+        "high": number("High", width=58, help=INTERVAL),
         "broken": number("▼ Broken", format="localized", width=76),
         "fixed": number("▲ Fixed", format="localized", width=68),
         "churn": number("Churn, %", format="%.1f", width=74),
@@ -101,7 +101,9 @@ def task_table(result: core.Comparison, a: RunInfo, b: RunInfo) -> None:
     key = f"tasks-{a.id}-{b.id}-{result.metric}"
     alt = "Each task and their mean: accuracies, difference with interval, flips, test, verdict."
     shown = frame[list(columns)]
-    picked = widgets.selectable(shown, columns, key=key, mode="single-row", tall=600, alt=alt)
+    picked = widgets.selectable(
+        shown, columns, key=key, mode="single-row", tall=600, alt=alt, signed=shares[2:]
+    )
     if picked.opened is not None:
         task = result.rows[picked.opened].task
         st.switch_page("pages/flips.py", query_params=flips_query(task, a, b))

@@ -215,7 +215,7 @@ def table(lab: Lab, slug: str) -> None:
     shares = {f"acc{kind}": 100 * every[lab.metric + kind].astype(float) for kind in ("", *kinds)}
     frame = pd.DataFrame({"point": names, "n": every["n"], **shares})
 
-    def number(label: str, form: str, **more: Any) -> Any:
+    def number(label: str, form: str | None, **more: Any) -> Any:
         return st.column_config.NumberColumn(label, format=form, **more)
 
     ends = {"help": "An end of the 95 % interval"}
@@ -223,16 +223,19 @@ def table(lab: Lab, slug: str) -> None:
         "point": st.column_config.TextColumn("Point", width=300),
         "n": number("n", "localized"),
         "acc": number("Macro, %", "%.1f"),
-        "acc_delta_value": number("To causal, points", "%+.1f"),
-        "acc_delta_low": number("Low", "%+.1f", **ends),
-        "acc_delta_high": number("High", "%+.1f", **ends),
+        "acc_delta_value": number("To causal, points", None),
+        "acc_delta_low": number("Low", None, **ends),
+        "acc_delta_high": number("High", None, **ends),
         "acc_removed_value": number("Damage removed, %", "%.0f"),
         "acc_removed_low": number("Low", "%.0f", **ends),
         "acc_removed_high": number("High", "%.0f", **ends),
     }
     key = f"points-{lab.info.id}-{lab.metric}-{slug}"  # another choice forgets the click
     alt = "Every point: accuracy, difference to causal and damage removed, with intervals."
-    picked = widgets.selectable(frame, columns, key=key, mode="single-row", tall=900, alt=alt)
+    signed = [f"acc{kind}" for kind in kinds if "delta" in kind]
+    picked = widgets.selectable(
+        frame, columns, key=key, mode="single-row", tall=900, alt=alt, signed=signed
+    )
     if picked.opened is not None:
         url.put(point=lab.points[picked.opened]["slug"])
         st.rerun()
