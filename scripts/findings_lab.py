@@ -93,8 +93,13 @@ def outcomes_of_controls(model: str) -> dict[str, str]:
             regime = CAUSAL if dials == CAUSAL else f"{PLAIN}:{dials}" if dials else PLAIN
             if slug := view.slug_of(regime, view.usual, patch):
                 label = f"{dials} {patch or ''}".strip() if len(points[name]) > 1 else ""
-                removed.append(f"{label} {share(numbers.removed(CAUSAL, PLAIN, slug))}".strip())
-        cells[name] = f"removes {', '.join(removed)}: {verdict}" if removed else verdict
+                part = numbers.removed(CAUSAL, PLAIN, slug)
+                if part is not None and name == "norm":  # what it does of the damage by itself
+                    value, low, high = (1 - (end or 0) for end in (part.value, part.high, part.low))
+                    part = Retention(value, low, high, part.n, part.why_suppressed)
+                removed.append(f"{label} {share(part)}".strip())
+        verb = "does" if name == "norm" else "removes"
+        cells[name] = f"{verb} {', '.join(removed)}: {verdict}" if removed else verdict
     return cells
 
 

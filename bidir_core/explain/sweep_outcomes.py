@@ -215,7 +215,7 @@ def removes(numbers: Mapping[str, Any], *, s: str = "s") -> str:
     if share and share["value"] is not None:
         return f"remove{s} {share_text(share)}"
     if delta:
-        return f"differ{s} from causal by {points_text(delta)}{no_share(share)}"
+        return f"lie{s} {points_text(delta)} from causal{no_share(share)}"
     return f"{'has' if s else 'have'} no causal run to compare with"
 
 
