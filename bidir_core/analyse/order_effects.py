@@ -28,7 +28,7 @@ from bidir_core.analyse.stats import CONFIDENCE, Estimate, paired_delta, proport
 from bidir_core.analyse.study import NAMES, arm_of
 from bidir_core.common import formatting
 from bidir_core.common.errors import UserError
-from bidir_core.data.items import family_of
+from bidir_core.data.items import family_of, has_orders
 from bidir_core.runs.run import OUTCOME_COLUMNS, Run, choice_probabilities, outcomes, peak_of
 
 _COLUMNS = ("task", "pair_id", "doc_hash", "gold", "ll", "error", *OUTCOME_COLUMNS)
@@ -92,6 +92,9 @@ def order_answers(run: Run, metric: str = "acc") -> dict[str, OrderAnswers]:
     Raises UserError where a document stands twice, and where its two orders disagree about the
     right choice.
     """
+    known = (run.metrics or {}).get("tasks")
+    if known and not has_orders(known):
+        return {}  # without reading what may be all items of another study
     answers = _answers_of(run, metric)
     twice = answers[answers.duplicated(["task", "pair_id"])]
     if len(twice):
@@ -114,25 +117,29 @@ def _answers_of(run: Run, metric: str) -> pd.DataFrame:
     frame["right"], _ = outcomes(table, metric)
     frame["probability"] = choice_probabilities(table.column("ll"), frame["gold"].to_numpy())
     frame["scored"] = table.column("error").is_null().to_numpy()
-    return frame[frame["pair_id"].notna() & (frame["task"] != frame["task"].map(family_of))]
+    ordered = [task for task in frame["task"].unique() if task != family_of(task)]
+    return frame[frame["pair_id"].notna() & frame["task"].isin(ordered)]
 
 
 def _paired(family: str, first: pd.DataFrame, last: pd.DataFrame) -> OrderAnswers:
-    both = first.merge(last, on="pair_id", suffixes=("_first", "_last")).sort_values("pair_id")
-    disagreeing = both["pair_id"][both["gold_first"] != both["gold_last"]]
-    if len(disagreeing):
-        raise UserError(
-            f"the two orders of {family} have other right choices for {disagreeing.iloc[0]!r}"
-        )
-    kept = both[both["scored_first"] & both["scored_last"]]
+    ids, last_ids = (part["pair_id"].to_numpy(dtype=str) for part in (first, last))
+    pair_id, rows, last_rows = np.intersect1d(
+        ids, last_ids, assume_unique=True, return_indices=True
+    )
+    first, last = first.iloc[rows], last.iloc[last_rows]
+    disagreeing = first["gold"].to_numpy() != last["gold"].to_numpy()
+    if disagreeing.any():
+        document = str(pair_id[disagreeing][0])
+        raise UserError(f"the two orders of {family} have other right choices for {document!r}")
+    kept = first["scored"].to_numpy() & last["scored"].to_numpy()
     return OrderAnswers(
         family,
-        pair_id=kept["pair_id"].to_numpy(dtype=str),
-        doc_hash=kept["doc_hash_first"].to_numpy(dtype=str),
-        first=kept["right_first"].to_numpy(),
-        last=kept["right_last"].to_numpy(),
-        first_prob=kept["probability_first"].to_numpy(),
-        last_prob=kept["probability_last"].to_numpy(),
+        pair_id=pair_id[kept],
+        doc_hash=first["doc_hash"].to_numpy(dtype=str)[kept],
+        first=first["right"].to_numpy()[kept],
+        last=last["right"].to_numpy()[kept],
+        first_prob=first["probability"].to_numpy()[kept],
+        last_prob=last["probability"].to_numpy()[kept],
     )
 
 
