@@ -135,7 +135,7 @@ def test_a_run_with_both_orders_has_its_documents_paired(root) -> None:
     np.testing.assert_array_equal(same.last, answers.last)
     assert order_answers(order_run(root, "first")) == {}
     with pytest.raises(UserError, match="stands twice in mine_first"):
-        order_answers(order_run(root, "first", n_pairs=12))
+        order_answers(order_run(root, *ORDERS, n_pairs=12))
 
 
 def test_a_run_from_before_there_were_pairs_has_none(root) -> None:
