@@ -10,7 +10,6 @@ import re
 from functools import cache
 
 from bidir_core.analyse.stats import MARGIN
-from bidir_core.analyse.verdict import word
 from bidir_core.explain.sweep_outcomes import Law, Sweep, hits, law_of, outcomes
 from bidir_core.runs.find import list_runs
 from bidir_core.runs.layout import COMMITTED_RUNS
@@ -23,7 +22,7 @@ NAMES = {
     "qwen-0.5b": "Qwen2.5-Coder 0.5B",
     "qwen-1.5b": "Qwen2.5-Coder 1.5B",
 }
-CAUSAL = "causal"
+CAUSAL, OF_WHAT = "causal", ", of what "
 
 
 def named(prefix: str) -> dict[str, Run]:
@@ -132,8 +131,15 @@ def top() -> str:
         share = removed.why_suppressed or "{:.0f} % ({:.0f} to {:.0f} %)".format(
             *(100 - 100 * (end or 0) for end in (removed.value, removed.high, removed.low))
         )
-        rows.append([name, run.id, f"{run.regime}, of what {ahead} costs", share])
+        rows.append([name, run.id, f"{run.regime}{OF_WHAT}{ahead} costs", share])
     return table("model | run | regime | against causal, points (95 % CI)", rows)
+
+
+def hidden() -> str:
+    """Which share of the cost of hiding the first token half way is there without looking ahead."""
+    cells = [row.strip("| ").split(" | ") for row in top().splitlines() if OF_WHAT in row]
+    shares = [f"{cell[0]} {cell[-1]}" for cell in cells if cell[-1][0].isdigit()]
+    return f"Of its cost looking ahead: {'; '.join(shares)}.\n"
 
 
 def law() -> str:
@@ -178,15 +184,17 @@ def predictions() -> str:
         metrics = predicted[name].metrics or {}
         right = [key for key, hit in hits(result, metrics).items() if hit]
         stored = [metrics["predictions"].get(k) for k in ("kl", "outlier", "attention", "share")]
-        verdicts = [effect and word(effect) for effect in (result.confirm, result.whole)]
-        cells = [name, metrics.get("n_layers"), result.first_layer, *verdicts, *stored]
+        cells = [name, metrics.get("n_layers"), result.first_layer, *stored]
         rows.append([*map(str, cells), " ".join(right) or "none"])
-    header = (
-        "model | layers | A by labels (explore) | on confirm | on all items | "
-        "kl | outlier | attention | share | right"
-    )
+    header = "model | layers | A by labels (explore) | kl | outlier | attention | share | right"
     return table(header, rows)
 
 
-BLOCKS: Blocks = {"models": models, "context": context, "chat": chat, "predictions": predictions}
+BLOCKS: Blocks = {
+    "models": models,
+    "context": context,
+    "chat": chat,
+    "hidden": hidden,
+    "predictions": predictions,
+}
 TABLES: Blocks = {"law": law, "dials": dials, "top": top}
