@@ -52,8 +52,8 @@ def find_source(model: str, revision: str | None) -> tuple[str, bool]:
         )
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", model):
         raise UserError(
-            f"model '{model}' is neither a folder on this machine nor a hub id; use {EMBEDDED_MODEL}, "
-            "a hub id such as mistralai/Ministral-3-3B-Instruct-2512, or a local folder"
+            f"model '{model}' is neither a folder or file on this machine nor a hub id; use {EMBEDDED_MODEL}, "
+            "a hub id such as mistralai/Ministral-3-3B-Instruct-2512, or a local folder or .gguf file"
         )
     return model, False
 
